@@ -1,0 +1,1 @@
+"""Hardware-aware mixed-precision search for PyTorch models."""

@@ -1,0 +1,289 @@
+"""The experiment file: a typed value, checked when read. `load_experiment(path)` reads TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from haq.errors import InputError
+from haq.types import METRICS, Format, Precision
+
+Reference = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+"""`module:function`, importable from the working directory or the folder of the experiment file."""
+BUDGET_KEYS = (*METRICS, "average_weight_bits", "sensitivity", "accuracy_drop")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _NameOrFactory(_Section):
+    name: str | None = None
+    factory: Reference | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> _NameOrFactory:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either `name` (of the zoo) or `factory` (your own module:function)")
+        return self
+
+
+class ModelConfig(_NameOrFactory):
+    """The network: `name` in the zoo, or `factory`, your `module:function(**options)` that returns an `nn.Module`."""
+
+    checkpoint: Path | None = None
+    """Weights to load (safetensors, relative to the experiment file)."""
+
+
+class DataConfig(_NameOrFactory):
+    """The data: `name` in the zoo, or `factory`, your `module:function(**options)` that returns `haq.DataSplits`."""
+
+
+class DeviceConfig(_Section):
+    """The target device."""
+
+    profile: str
+    """Name of a file in `hardware_profiles/` (without `.toml`), or the path of one."""
+
+
+class SpaceConfig(_Section):
+    """Which precisions the search may choose from: what is asked for here, restricted to what the device supports."""
+
+    weights: tuple[str, ...] = ("int2", "int4", "int8")
+    activations: tuple[str, ...] = ("int8",)
+    layers: dict[str, tuple[str, ...]] = {}
+    """Layer name or glob pattern -> precisions (`["w8a8"]`), in place of the product above; the last match counts."""
+    first_last: tuple[str, ...] = ()
+    """Precisions for the first and the last layer (`["w8a8"]`); empty: like all others."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """Groups of layers that take the same precision."""
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _formats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("name at least one format")
+        for name in names:
+            Format.parse(name)
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("first_last")
+    @classmethod
+    def _precisions(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            Precision.parse(name)
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("layers")
+    @classmethod
+    def _layer_precisions(cls, layers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for layer, names in layers.items():
+            if not names:
+                raise ValueError(f"{layer!r} needs at least one precision")
+            for name in names:
+                Precision.parse(name)
+        return layers
+
+
+class QuantizationConfig(_Section):
+    """How numbers become integers. What is left out comes from the device profile, else from the defaults here."""
+
+    weight_granularity: Literal["tensor", "channel", "group"] | None = None
+    """Default: `channel`."""
+    group_size: int = Field(64, ge=1)
+    weight_scheme: Literal["symmetric", "affine"] | None = None
+    """Default: `symmetric`."""
+    activation_scheme: Literal["symmetric", "affine"] | None = None
+    """Default: `affine`."""
+    weight_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
+    """Default: `mse`."""
+    activation_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
+    """Default: `mse`."""
+    percentile: float = Field(99.99, gt=50, le=100)
+    calibration_samples: int = Field(512, ge=1)
+    batch_norm: Literal["keep", "fold", "reestimate"] = "keep"
+    """`fold` into the weights before quantizing; `reestimate` running statistics of each policy on calibration data."""
+    bias_correction: bool = False
+
+
+class SensitivityConfig(_Section):
+    """How the loss increase of each choice is predicted."""
+
+    metric: str = "gradient"
+    samples: int = Field(512, ge=1)
+    batch_size: int = Field(128, ge=1)
+    file: Path | None = None
+    """Reuse (or write) the table in this file instead of the run folder; refused when its signature differs."""
+
+
+class SearchConfig(_Section):
+    """Which strategy searches, and for how long."""
+
+    strategy: str = "ilp"
+    max_trials: int = Field(8, ge=1)
+    """How many policies to measure; the uniform and greedy baselines come on top."""
+    options: dict[str, Any] = {}
+    """Options of the strategy, e.g. `time_limit`, `gap`."""
+
+
+class EvaluatorConfig(_Section):
+    """How a policy is measured."""
+
+    kind: Literal["ptq", "bn"] = "ptq"
+    samples: int | None = Field(None, ge=1)
+    """Samples of the search split to score on; all when left out."""
+    batch_size: int = Field(256, ge=1)
+    metric: str = "accuracy"
+    """`accuracy`, `negative_mse`, or your own `module:function(outputs, targets)` -> mean score, larger is better."""
+    loss: str = "cross_entropy"
+    """`cross_entropy`, `mse`, or your own `module:function(outputs, targets)` -> scalar tensor."""
+
+
+class ExperimentConfig(_Section):
+    """One experiment: a model, data, a device and budgets."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field("experiment", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    """Torch threads; default: torch's own choice."""
+    model: ModelConfig
+    data: DataConfig
+    device: DeviceConfig
+    space: SpaceConfig = SpaceConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
+    search: SearchConfig = SearchConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    objective: str = "sensitivity"
+    budgets: dict[str, float | str]
+    """Metric -> upper bound: a number in the metric's unit, or `"60%"` of what uniform 8 bit costs."""
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, name: str) -> str:
+        known = (*METRICS, "average_weight_bits", "sensitivity")
+        if name not in known:
+            raise ValueError(f"unknown objective {name!r}; known: {', '.join(known)}")
+        return name
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, budgets: dict[str, float | str]) -> dict[str, float | str]:
+        if not budgets:
+            raise ValueError("name at least one budget, for example latency_ms = 4.0")
+        for key, value in budgets.items():
+            if key not in BUDGET_KEYS:
+                raise ValueError(f"unknown budget {key!r}; known: {', '.join(BUDGET_KEYS)}")
+            number = value
+            if isinstance(value, str):
+                try:
+                    number = float(value.removesuffix("%")) if value.endswith("%") else float("nan")
+                except ValueError:
+                    number = float("nan")
+            if not number > 0:  # type: ignore[operator]
+                raise ValueError(
+                    f'{key} = {value!r}: a budget is a number above 0, or a percentage of uniform 8 bit such as "60%"'
+                )
+        return budgets
+
+
+def _set(document: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise InputError(f"--set {assignment}: write key.sub=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    table = document
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {assignment}: {part} is a value, not a section")
+    table[last] = value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        InputError: missing, unreadable or not TOML; one line with the file.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file strictly: no duplicate keys, no NaN or Infinity.
+
+    Raises:
+        InputError: missing, unreadable, or not strict JSON; one line with the file.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        return result
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not a number that can be used here")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def one_line(error: ValidationError) -> str:
+    """The first problem of a pydantic error as `key: what is wrong (got value)`."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "top level"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or check its spelling"
+    if first["type"] == "missing":
+        return f"{key}: missing; add it"
+    more = error.error_count() - 1
+    got = repr(first["input"])
+    shown = f" (got {got[:80]}{'…' if len(got) > 80 else ''})" if first["type"] != "value_error" else ""
+    return f"{key}: {message}{shown}{f'; and {more} more' if more else ''}"
+
+
+def load_experiment(path: str | Path, *, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read an experiment file.
+
+    Args:
+        path: a TOML file.
+        overrides: `key.sub=value` assignments that take precedence, values in TOML notation (a bare word is a string).
+
+    Raises:
+        InputError: one line naming the file, the key, the value and the remedy.
+    """
+    file = Path(path)
+    document = read_toml(file)
+    for assignment in overrides:
+        _set(document, assignment)
+    try:
+        return ExperimentConfig.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{file}: {one_line(error)}") from error
