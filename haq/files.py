@@ -1,0 +1,62 @@
+"""Writing results so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from haq.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically: a reader sees the old content or the new, never a part.
+
+    Raises:
+        InputError: the folder or disk does not take the file; the message names it and the reason.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_text` for bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be written: {reason}; free the place or choose another with --out") from error
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities replaced by `None`, as strict JSON wants it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [finite(entry) for entry in value]
+    return value
+
+
+def to_json(document: Any, *, indent: int | None = 2) -> str:
+    """`document` as strict JSON text with a final newline; paths and the like become strings."""
+    return json.dumps(finite(document), indent=indent, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` to `path` as JSON, atomically.
+
+    Raises:
+        InputError: see `write_text`.
+    """
+    write_text(path, to_json(document))
