@@ -1,1 +1,68 @@
-"""Hardware-aware mixed-precision search for PyTorch models."""
+"""Hardware-aware mixed-precision search: a PyTorch model, a device and a budget in; the best bits per layer out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from haq.config import ExperimentConfig, load_experiment
+    from haq.errors import InfeasibleError, InputError
+    from haq.experiment import Experiment
+    from haq.hardware import load_profile
+    from haq.problem import Problem, load_problem
+    from haq.quant import QuantizedModel
+    from haq.run import run_experiment
+    from haq.search import SearchStrategy
+    from haq.trace import trace
+    from haq.types import Format, Measurement, Network, Policy, Precision, Trial
+    from haq.zoo import DataSplits, Split
+
+__all__ = [
+    "DataSplits",
+    "Experiment",
+    "ExperimentConfig",
+    "Format",
+    "InfeasibleError",
+    "InputError",
+    "Measurement",
+    "Network",
+    "Policy",
+    "Precision",
+    "Problem",
+    "QuantizedModel",
+    "SearchStrategy",
+    "Split",
+    "Trial",
+    "load_experiment",
+    "load_problem",
+    "load_profile",
+    "run_experiment",
+    "trace",
+]
+
+_HOMES = {
+    "haq.config": ("ExperimentConfig", "load_experiment"),
+    "haq.errors": ("InfeasibleError", "InputError"),
+    "haq.experiment": ("Experiment",),
+    "haq.hardware": ("load_profile",),
+    "haq.problem": ("Problem", "load_problem"),
+    "haq.quant": ("QuantizedModel",),
+    "haq.run": ("run_experiment",),
+    "haq.search": ("SearchStrategy",),
+    "haq.trace": ("trace",),
+    "haq.types": ("Format", "Measurement", "Network", "Policy", "Precision", "Trial"),
+    "haq.zoo": ("DataSplits", "Split"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `haq solve` needs no torch and should not wait for it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'haq' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

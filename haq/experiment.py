@@ -1,0 +1,289 @@
+"""From an experiment file to the pieces of its search: the one place that knows every part.
+
+Each piece is built when it is first asked for, so that `haq cost` loads no data it does not need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from haq.config import ExperimentConfig, load_experiment, read_json
+from haq.costs import cost_report
+from haq.errors import InputError
+from haq.evaluate import LOSSES, METRICS, PTQEvaluator
+from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile
+from haq.imports import call_reference, load_reference
+from haq.problem import Problem
+from haq.quant import QuantizedModel, resolve
+from haq.sensitivity import METRICS as SENSITIVITY_METRICS
+from haq.sensitivity import SensitivityTable, sensitivity_table
+from haq.space import SearchSpace, build_space
+from haq.tables import problem_document
+from haq.trace import trace
+from haq.types import Network, Policy, Precision
+from haq.zoo import DATASETS, MODELS, DataSplits, load_model
+
+Progress = Callable[[int, int], None]
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A stable hash of named tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+class Experiment:
+    """The pieces of one experiment, built lazily.
+
+    Args:
+        config: what the experiment file says.
+        folder: of the experiment file; relative paths and user modules are looked for there.
+    """
+
+    def __init__(self, config: ExperimentConfig, *, folder: Path | None = None) -> None:
+        self.config = config
+        self.folder = folder or Path.cwd()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
+        """Read an experiment file; see `load_experiment` for its errors."""
+        return cls(load_experiment(path, overrides=overrides), folder=Path(path).parent)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The float model, in evaluation mode."""
+        config = self.config.model
+        if config.name is not None:
+            if config.name not in MODELS:
+                raise InputError(f"model.name = {config.name!r}: unknown; the zoo has {', '.join(sorted(MODELS))}")
+            if config.options:
+                raise InputError("model.options: a model of the zoo takes none; use model.factory for a model of yours")
+            model = load_model(config.name)
+        else:
+            assert config.factory is not None
+            model = call_reference(config.factory, config.options, key="model.factory", folder=self.folder)
+            if not isinstance(model, nn.Module):
+                raise InputError(
+                    f"model.factory = {config.factory!r} returned {type(model).__name__}; return an nn.Module"
+                )
+        if config.checkpoint is not None:
+            self._load_checkpoint(model, self.folder / config.checkpoint)
+        return model.eval()
+
+    @staticmethod
+    def _load_checkpoint(model: nn.Module, path: Path) -> None:
+        try:
+            model.load_state_dict(load_file(path))
+        except FileNotFoundError as error:
+            raise InputError(f"model.checkpoint: {path}: no such file") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"model.checkpoint: {path}: does not fit the model: {reason}") from error
+
+    @cached_property
+    def data(self) -> DataSplits:
+        """The train, search and test splits."""
+        config = self.config.data
+        if config.name is not None:
+            if config.name not in DATASETS:
+                raise InputError(f"data.name = {config.name!r}: unknown; the zoo has {', '.join(sorted(DATASETS))}")
+            try:
+                return DATASETS[config.name](**config.options)
+            except TypeError as error:
+                raise InputError(f"data.options: {error}") from error
+            except (OSError, ValueError) as error:
+                raise InputError(f"data.name = {config.name!r}: {error}") from error
+        assert config.factory is not None
+        value = call_reference(config.factory, config.options, key="data.factory", folder=self.folder)
+        try:
+            return DataSplits.of(value)
+        except ValueError as error:
+            raise InputError(f"data.factory = {config.factory!r}: {error}") from error
+
+    @cached_property
+    def network(self) -> Network:
+        """The traced model."""
+        inputs = self.data.train.head(1).inputs
+        if isinstance(inputs, Mapping):
+            return trace(self.model, (), example_kwargs=dict(inputs))
+        return trace(self.model, inputs if isinstance(inputs, tuple) else (inputs,))
+
+    @cached_property
+    def profile(self) -> HardwareProfile:
+        """The device."""
+        return load_profile(self.config.device.profile, base=self.folder)
+
+    @cached_property
+    def quantization(self) -> Any:
+        """The quantization settings: the experiment's, else the device's, else the defaults."""
+        return resolve(self.config.quantization, self.profile.quantization)
+
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """What prices layers and switches."""
+        return build_cost_model(
+            self.profile,
+            weight_granularity=self.quantization.weight_granularity,
+            group_size=self.quantization.group_size,
+            weight_scheme=self.quantization.weight_scheme,
+        )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The precisions that each layer may take."""
+        return build_space(self.network, self.config.space, self.cost_model)
+
+    @cached_property
+    def quantized(self) -> QuantizedModel:
+        """The model whose formats switch in place."""
+        split = self.data.train.head(self.quantization.calibration_samples)
+        return QuantizedModel(
+            self.model,
+            quantization=self.quantization,
+            calibration=list(split.batches(self.config.evaluator.batch_size)),
+            layers=self.network.layer_names,
+        )
+
+    def _named(self, registry: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callable[..., Any]:
+        if ":" in name:
+            return load_reference(name, key=key, folder=self.folder)
+        if name not in registry:
+            known = ", ".join(sorted(registry))
+            raise InputError(f"{key} = {name!r}: unknown; known: {known}, or your own module:function")
+        return registry[name]
+
+    @cached_property
+    def loss(self) -> Callable[[Any, Any], Tensor]:
+        """The loss that sensitivities are increases of."""
+        return self._named(LOSSES, self.config.evaluator.loss, "evaluator.loss")
+
+    @cached_property
+    def metric(self) -> Callable[[Any, Any], float]:
+        """The score, larger is better."""
+        return self._named(METRICS, self.config.evaluator.metric, "evaluator.metric")
+
+    def evaluator(self, split: str) -> PTQEvaluator:
+        """Scores policies on `split`: `search`, or `test` once at the very end."""
+        config = self.config.evaluator
+        return PTQEvaluator(
+            self.quantized,
+            getattr(self.data, split),
+            metric=self.metric,
+            loss=self.loss,
+            batch_size=config.batch_size,
+            samples=config.samples if split == "search" else None,
+            kind=config.kind,
+        )
+
+    def sensitivity(self, *, file: Path | None = None, progress: Progress | None = None) -> SensitivityTable:
+        """The sensitivity table: from `sensitivity.file` or `file` where it is there and fits, else measured and saved.
+
+        Raises:
+            InputError: unknown metric, or a file made for another setup.
+        """
+        config = self.config.sensitivity
+        if config.metric not in SENSITIVITY_METRICS:
+            known = ", ".join(sorted(SENSITIVITY_METRICS))
+            raise InputError(f"sensitivity.metric = {config.metric!r}: unknown; known: {known}")
+        path = self.folder / config.file if config.file is not None else file
+        return sensitivity_table(
+            self.quantized,
+            self.space.formats(),
+            self.data.train.head(config.samples),
+            metric=config.metric,
+            loss=self.loss,
+            batch_size=config.batch_size,
+            seed=self.config.seed,
+            file=path,
+            progress=progress,
+        )
+
+    @cached_property
+    def reference_policy(self) -> Policy:
+        """Uniform 8 bit where the device can, else the nearest it supports: what percentages refer to."""
+        wanted = Precision.parse("w8a8")
+
+        def nearest(layer: str) -> Precision:
+            supported = self.cost_model.supported(self.network[layer])
+            distance = {p: abs(p.weight.bits - 8) + abs(p.activation.bits - 8) for p in supported}
+            return wanted if wanted in supported else min(supported, key=lambda p: (distance[p], str(p)))
+
+        return Policy({name: nearest(name) for name in self.network.layer_names})
+
+    @cached_property
+    def budgets(self) -> dict[str, float]:
+        """Metric -> bound, percentages resolved; `accuracy_drop` left out (it is measured, not predicted)."""
+        bounds = {}
+        for key, value in self.config.budgets.items():
+            if key != "accuracy_drop":
+                bounds[key] = self._bound(key, value)
+        return bounds
+
+    def _bound(self, key: str, value: float | str) -> float:
+        if not isinstance(value, str):
+            return float(value)
+        share = float(value.removesuffix("%")) / 100.0
+        if key == "average_weight_bits":
+            return 8.0 * share
+        if key == "sensitivity":
+            raise InputError('budgets.sensitivity: a predicted loss is no share of 8 bit; give a number, not "..%"')
+        totals = cost_report(self.network, self.cost_model, self.reference_policy).totals
+        if key not in totals:
+            raise InputError(f"budgets.{key}: {self.profile.name} does not model it; it models {', '.join(totals)}")
+        return share * totals[key]
+
+    def problem(self, sensitivity: SensitivityTable) -> Problem:
+        """The search problem as dense tables."""
+        rows = {
+            layer: {str(p): sensitivity.of(layer, p) for p in self.space.precisions[layer]}
+            for layer in self.network.layer_names
+        }
+        document = problem_document(
+            self.network,
+            self.cost_model,
+            self.space,
+            sensitivity=rows,
+            budgets=self.budgets,
+            objective=self.config.objective,
+        )
+        return Problem.from_doc(document)
+
+    def load_policy(self, path: Path) -> Policy:
+        """Read a policy file (`policy.json`, or just its `policy` part) for this network.
+
+        Raises:
+            InputError: not a policy, or one for another model.
+        """
+        document = read_json(path)
+        if isinstance(document, dict) and isinstance(document.get("policy"), dict):
+            if document.get("schema_version", 1) != 1:
+                raise InputError(f"{path}: schema_version {document['schema_version']!r} is unknown; this haq reads 1")
+            document = document["policy"]
+        if not isinstance(document, dict):
+            raise InputError(f"{path}: not a policy; expected an object that maps layer names to bits")
+        try:
+            policy = Policy.from_doc(document)
+            policy.check_layers(self.network.layer_names)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: {error}") from error
+        return Policy({name: policy[name] for name in self.network.layer_names})
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of model weights and data: what a measurement depends on beside the configuration."""
+        splits = {name: getattr(self.data, name).tensors() for name in ("train", "search", "test")}
+        data = {f"{name}.{index}": tensor for name, tensors in splits.items() for index, tensor in enumerate(tensors)}
+        return {"model": tensors_hash(self.model.state_dict()), "data": tensors_hash(data)}
