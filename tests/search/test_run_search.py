@@ -1,0 +1,136 @@
+"""The one loop and its journal: what is measured, kept, replayed and refused."""
+
+import pytest
+
+from haq.errors import InputError
+from haq.search.base import SearchStrategy, run_search
+from haq.search.journal import Journal
+from haq.types import Measurement, Policy, Precision
+
+POLICIES = [Policy.uniform(["a"], Precision.parse(f"w{bits}a8")) for bits in range(2, 9)]
+
+
+class Listed(SearchStrategy):
+    """Proposes the listed policies in order, whatever it learns; remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def suggest(self, count):
+        return [policy for policy in POLICIES if policy.key not in {t.policy.key for t in self.told}][:count]
+
+    def update(self, trials):
+        self.told += trials
+
+
+class Bits:
+    """Prices a policy by its bits; everything up to `most` is within budget."""
+
+    def __init__(self, most=8):
+        self.most = most
+
+    def costs(self, policy):
+        return {"bops": float(policy["a"].weight.bits)}
+
+    def violation(self, policy):
+        return {"bops": 1.0} if policy["a"].weight.bits > self.most else {}
+
+
+class Counting:
+    """Evaluates by the bits and counts; results come back in reverse order of each batch."""
+
+    def __init__(self, capacity=1, fail_after=None):
+        self.capacity, self.fail_after, self.waiting, self.evaluated = capacity, fail_after, [], []
+
+    def submit(self, policy):
+        self.waiting.append(policy)
+
+    def next_completed(self):
+        if self.fail_after is not None and len(self.evaluated) >= self.fail_after:
+            raise KeyboardInterrupt
+        policy = self.waiting.pop()
+        self.evaluated.append(policy.key)
+        return policy, Measurement(float(policy["a"].weight.bits), "ptq")
+
+
+def search(journal, executor, *, strategy=None, max_trials=5, **options):
+    return run_search(
+        Bits(), strategy or Listed(), executor, name="listed", max_trials=max_trials, journal=journal, **options
+    )
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+def test_every_proposal_is_measured_once_and_journalled(tmp_path, capacity):
+    executor = Counting(capacity)
+    journal = Journal.create(tmp_path / "trials.jsonl", {"seed": 0})
+    trials = search(journal, executor, fixed=[("uniform", POLICIES[3]), ("greedy", POLICIES[3])])
+    assert len(executor.evaluated) == len(set(executor.evaluated)) == 5
+    assert [trial.source for trial in trials].count("listed") == 5
+    assert {t.measurement.score for t in trials if t.policy == POLICIES[3]} == {5.0}
+    assert len(lines(tmp_path / "trials.jsonl")) == 1 + 7
+
+
+@pytest.mark.parametrize("killed_after", range(6))
+@pytest.mark.parametrize("torn", ["", '{"number": 99, "sour'])
+def test_a_killed_run_resumes_to_the_same_trials(tmp_path, killed_after, torn):
+    fixed = [("uniform", POLICIES[6])]
+    whole = search(Journal.create(tmp_path / "whole.jsonl", {"seed": 0}), Counting(), fixed=fixed)
+    path = tmp_path / "trials.jsonl"
+    first, second = Counting(fail_after=killed_after), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        search(Journal.create(path, {"seed": 0}), first, fixed=fixed)
+    with path.open("a") as stream:
+        stream.write(torn)
+    resumed = search(Journal.resume(path, {"seed": 0}), second, fixed=fixed)
+    assert [trial.to_doc() for trial in resumed] == [trial.to_doc() for trial in whole]
+    assert len(first.evaluated) + len(second.evaluated) == 6
+    assert lines(path) == lines(tmp_path / "whole.jsonl")
+
+
+def test_a_proposal_over_budget_is_a_bug(tmp_path):
+    journal = Journal.create(tmp_path / "trials.jsonl", {})
+    with pytest.raises(RuntimeError, match="over budget"):
+        run_search(Bits(most=1), Listed(), Counting(), name="listed", max_trials=1, journal=journal)
+
+
+def test_an_exhausted_strategy_ends_the_search(tmp_path):
+    assert len(search(Journal.create(tmp_path / "trials.jsonl", {}), Counting(), max_trials=50)) == len(POLICIES)
+
+
+def test_a_changed_setup_is_refused_with_what_changed(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    Journal.create(path, {"config": {"seed": 0, "budgets": {"latency_ms": 4.0}}})
+    with pytest.raises(InputError, match=r"config\.budgets\.latency_ms \(4\.0 -> 5\.0\)"):
+        Journal.resume(path, {"config": {"seed": 0, "budgets": {"latency_ms": 5.0}}})
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    Journal.create(path, {})
+    with pytest.raises(InputError, match="add --resume"):
+        Journal.create(path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"setup": {}}\nnot json\n', ":2: not a journal line"),
+        ('{"setup": {}}\n{"number": 0}\n', "not a journal of trials"),
+    ],
+)
+def test_a_damaged_journal_is_refused(tmp_path, content, message):
+    path = tmp_path / "trials.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        Journal.resume(path, {})
+
+
+def test_a_journal_torn_in_its_first_line_starts_anew(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    path.write_text('{"schema_ver')
+    assert Journal.resume(path, {"seed": 1}).trials == []
+    assert len(lines(path)) == 1
