@@ -34,4 +34,5 @@ class DigitsCNN(nn.Module):
         x = F.relu(self.bn_down(self.down(x)))
         x = F.max_pool2d(F.relu(self.bn_conv(self.conv(x))), 2)
         x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc2(x)
+        logits: Tensor = self.fc2(x)
+        return logits

@@ -1,0 +1,83 @@
+"""Qualified names of what a traced graph runs, and what to tell a user about a module that cannot be quantized."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.fx import Node
+
+LAYER_TYPES: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.Linear: "linear",
+}
+"""The modules that are quantized, with their subclasses -> `LayerSpec.kind`."""
+_REPEATED_CALL = re.compile(r"@\d+")
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether this is a module that is quantized."""
+    return isinstance(module, tuple(LAYER_TYPES))
+
+
+class ModelNames:
+    """Qualified names: of modules under aliases, of layers that share a weight, of what stays in float.
+
+    Args:
+        model: the traced model.
+        float_modules: names or glob patterns of modules (with all that they contain) or parameters to leave in float.
+    """
+
+    def __init__(self, model: nn.Module, float_modules: Sequence[str]) -> None:
+        self.model = model
+        self._float = tuple(float_modules)
+        self._first: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+        self._layer_of_weight: dict[int, str] = {}
+        for name, module in model.named_modules():
+            if is_layer(module):
+                self._layer_of_weight.setdefault(id(module._parameters.get("weight")), name)
+
+    def scope(self, node: Node) -> str:
+        """The first qualified name of the innermost module that runs `node`."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        name = _REPEATED_CALL.sub("", str(stack[-1][0])) if stack else ""
+        return self._first[id(self.model.get_submodule(name))]
+
+    def is_float(self, *names: str) -> bool:
+        """Whether one of these modules or parameters, or a module around it, was accepted to stay in float."""
+        around = [".".join(parts[:end]) for parts in (n.split(".") for n in names) for end in range(1, len(parts) + 1)]
+        return any(fnmatchcase(name, pattern) for name in around for pattern in self._float)
+
+    def layer(self, module_name: str, parameter: str | None) -> str | None:
+        """The layer that module `module_name` is when it multiplies with `parameter`, `None` if it is none."""
+        module = self.model.get_submodule(module_name)
+        if parameter is None or not is_layer(module):
+            return None
+        own = module._parameters.get("weight")
+        return self._layer_of_weight[id(own)] if own is self.model.get_parameter(parameter) else None
+
+    def describe(self, module_name: str) -> str:
+        kind = type(self.model.get_submodule(module_name)).__name__
+        return f"module {module_name!r} ({kind})" if module_name else f"the model itself ({kind})"
+
+    def refusal(self, scope: str, operator: str, parameters: Sequence[str]) -> str:
+        """Why `operator` in module `scope` cannot be quantized, and what to do."""
+        described, accept = (
+            self.describe(scope),
+            f"leave it in float with float_modules=[{(scope or parameters[0])!r}]",
+        )
+        if is_layer(self.model.get_submodule(scope)):
+            return (
+                f"{described} does not multiply with a plain weight but with one that it computes from "
+                f"{', '.join(parameters)}; make it a plain parameter first (parametrize.remove_parametrizations, "
+                f"remove_weight_norm, remove_spectral_norm, prune.remove of torch.nn.utils), or {accept}"
+            )
+        return (
+            f"{described} multiplies with its parameter {', '.join(parameters)} in {operator}, which no "
+            "quantized layer reaches; rewrite it so that its forward calls nn.Linear, nn.Conv1d, nn.Conv2d or "
+            f"nn.ConvTranspose2d modules, or {accept}"
+        )
