@@ -1,0 +1,54 @@
+"""Hardware profiles and the cost models that read them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
+from haq.hardware.bit_serial import BitSerialModel
+from haq.hardware.packing import Granularity
+from haq.hardware.profile import HardwareProfile, list_profiles, load_profile, profile_names
+from haq.hardware.roofline import RooflineModel
+from haq.hardware.systolic import SystolicModel
+from haq.hardware.table import TableModel, shape_key
+
+COST_MODELS: dict[str, type[ProfileCostModel]] = {
+    "capability": ProfileCostModel,
+    "table": TableModel,
+    "roofline": RooflineModel,
+    "bit_serial": BitSerialModel,
+    "systolic": SystolicModel,
+}
+"""Profile kind -> cost model."""
+
+
+def build_cost_model(
+    profile: HardwareProfile,
+    *,
+    weight_granularity: Granularity = "channel",
+    group_size: int = 64,
+    weight_scheme: Literal["symmetric", "affine"] = "symmetric",
+) -> ProfileCostModel:
+    """The cost model of a device, for networks whose weights are quantized in this way.
+
+    Raises:
+        InputError: the profile's table is missing or malformed.
+    """
+    model = COST_MODELS[profile.kind](
+        profile, weight_granularity=weight_granularity, group_size=group_size, weight_scheme=weight_scheme
+    )
+    model.check()
+    return model
+
+
+__all__ = [
+    "COST_MODELS",
+    "CostModel",
+    "HardwareProfile",
+    "build_cost_model",
+    "list_profiles",
+    "load_profile",
+    "profile_names",
+    "require_metrics",
+    "shape_key",
+]

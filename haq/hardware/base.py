@@ -1,0 +1,237 @@
+"""The contract of a cost model, and what all models that read a hardware profile share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+from haq.errors import InputError
+from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import AlignmentRow, ConversionRow, operation
+from haq.types import METRICS, Cost, Format, LayerSpec, Network, Precision, Tensor
+
+MS_PER_US = 1e-3
+MS_PER_NS = 1e-6
+MS_PER_S = 1e3
+MJ_PER_PJ = 1e-9
+
+
+class CostModel(Protocol):
+    """What a network costs on one device, for one inference of a batch of `batch` samples."""
+
+    @property
+    def name(self) -> str:
+        """The device's name, for messages."""
+
+    @property
+    def batch(self) -> int:
+        """Samples per inference; all costs are of the whole batch."""
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The fields of `Cost` that are really modelled; the others stay 0 and mean nothing."""
+
+    @property
+    def input_format(self) -> Format | None:
+        """The format in which the network's input arrives; `None`: whichever its reader wants, for free."""
+
+    @property
+    def shared_input(self) -> bool:
+        """Whether layers that read one tensor must agree on its format."""
+
+    @property
+    def join_inputs(self) -> bool:
+        """Whether the layers that wrote the inputs of one join must agree on their format."""
+
+    def supported(self, layer: LayerSpec) -> tuple[Precision, ...]:
+        """What `layer` can run in, sorted."""
+
+    def accelerated(self, layer: LayerSpec, precision: Precision) -> bool:
+        """Whether the precision runs on the fast units, or is merely legal."""
+
+    def layer_cost(self, layer: LayerSpec, precision: Precision) -> Cost:
+        """Cost of all calls of `layer`, alignment and packing included.
+
+        Raises:
+            InputError: the device does not run the layer in this precision, or the cost is unknown.
+        """
+
+    def switch_cost(self, tensor: Tensor, written: Format, wanted: Format) -> Cost:
+        """Cost of one converted copy of `tensor`; charged once per tensor and distinct `wanted`."""
+
+    def join_cost(self, elements: int, written_by_owner: Format, written_by_other: Format) -> Cost:
+        """What a join pays for an operand of `elements` per sample whose format is not its owner's."""
+
+    def storage_bytes(self, elements: int, fmt: Format) -> int:
+        """Activation memory of a tensor of `elements` per sample, for the whole batch."""
+
+
+def require_metrics(cost_model: CostModel, metrics: Iterable[str]) -> None:
+    """Raise unless the device models each of `metrics` that is a cost metric.
+
+    Raises:
+        InputError: names the metric, the device and what it does model.
+    """
+    for metric in metrics:
+        if metric in METRICS and metric not in cost_model.metrics:
+            known = ", ".join(name for name in METRICS if name in cost_model.metrics)
+            raise InputError(
+                f"{metric}: hardware profile {cost_model.name!r} states no figures to compute it from; "
+                f"it models {known}; use one of these or another profile"
+            )
+
+
+def input_reader(network: Network, elements: int) -> str | None:
+    """The layer whose activation format a network input of `elements` takes where the device fixes none.
+
+    It is the first reader of the input tensor of that size, or of the first input where none has that size; `None`
+    where no layer reads an input.
+    """
+    inputs = [tensor for tensor in network.tensors if tensor.producer is None and tensor.consumers]
+    matching = [tensor for tensor in inputs if tensor.elements == elements]
+    return (matching or inputs)[0].consumers[0] if inputs else None
+
+
+class ProfileCostModel:
+    """A cost model over a `HardwareProfile`: formats, sizes, packing and switches.
+
+    By itself it prices a device of which only the capabilities are known; the subclasses, one per kind of profile, add
+    the time and energy of a layer.
+
+    Args:
+        profile: the device.
+        weight_granularity: how many scales the weights have.
+        group_size: weights per group where the granularity is `group`.
+        weight_scheme: `affine` weights store zero points as well.
+    """
+
+    def __init__(
+        self,
+        profile: HardwareProfile,
+        *,
+        weight_granularity: Granularity = "channel",
+        group_size: int = 64,
+        weight_scheme: Literal["symmetric", "affine"] = "symmetric",
+    ) -> None:
+        self.profile = profile
+        self._granularity = weight_granularity
+        self._group_size = group_size
+        self._scheme = weight_scheme
+
+    def check(self) -> None:
+        """Read what lies beside the profile, so that its errors come early.
+
+        Raises:
+            InputError: a table is missing or malformed.
+        """
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return self.profile.metrics
+
+    def _latency_ms(self, layer: LayerSpec, precision: Precision) -> float:
+        raise InputError(f"latency_ms: hardware profile {self.name!r} states no rates")
+
+    def _energy_mj(self, layer: LayerSpec, precision: Precision) -> float:
+        raise InputError(f"energy_mj: hardware profile {self.name!r} states no energies")
+
+    @property
+    def name(self) -> str:
+        return self.profile.name
+
+    @property
+    def batch(self) -> int:
+        return self.profile.batch
+
+    @property
+    def input_format(self) -> Format | None:
+        return Format.parse(self.profile.input_format) if self.profile.input_format else None
+
+    @property
+    def shared_input(self) -> bool:
+        return self.profile.ties.shared_input
+
+    @property
+    def join_inputs(self) -> bool:
+        return self.profile.ties.join_inputs
+
+    def supported(self, layer: LayerSpec) -> tuple[Precision, ...]:
+        return self.profile.precisions(operation(layer))
+
+    def accelerated(self, layer: LayerSpec, precision: Precision) -> bool:
+        return precision in self.profile.precisions(operation(layer), accelerated=True)
+
+    def layer_cost(self, layer: LayerSpec, precision: Precision) -> Cost:
+        if precision not in self.supported(layer):
+            known = ", ".join(str(choice) for choice in self.supported(layer)) or "nothing"
+            raise InputError(
+                f"layer {layer.name!r}: {self.name} does not run {operation(layer)} layers in {precision}; "
+                f"it supports {known}"
+            )
+        return Cost(
+            latency_ms=self._latency_ms(layer, precision) if "latency_ms" in self.metrics else 0.0,
+            energy_mj=self._energy_mj(layer, precision) if "energy_mj" in self.metrics else 0.0,
+            size_bytes=self.weight_bytes(layer, precision.weight) + self._parameter_bytes(layer, precision.weight),
+            bops=float(self.batch * layer.macs * precision.weight.bits * precision.activation.bits),
+        )
+
+    def switch_cost(self, tensor: Tensor, written: Format, wanted: Format) -> Cost:
+        return self._conversion("switch", self.profile.switch, tensor.elements, written, wanted)
+
+    def join_cost(self, elements: int, written_by_owner: Format, written_by_other: Format) -> Cost:
+        rows = self.profile.join or self.profile.switch
+        return self._conversion("join", rows, elements, written_by_other, written_by_owner)
+
+    def storage_bytes(self, elements: int, fmt: Format) -> int:
+        return packed_bytes(elements * self.batch, fmt.bits, word_bits=self.profile.packing.word_bits)
+
+    def weight_bytes(self, layer: LayerSpec, fmt: Format) -> int:
+        """Packed weights alone, without scales and zero points."""
+        packing = self.profile.packing
+        return weight_bytes(layer, fmt, word_bits=packing.word_bits, pad_rows=packing.pad_rows)
+
+    def aligned_macs(self, layer: LayerSpec, precision: Precision) -> float:
+        """Multiply-accumulates of the whole batch with the channels padded to the units' granularity."""
+        op = operation(layer)
+        row = next((row for row in self.profile.alignment if row.fits(op, precision)), AlignmentRow())
+        return self.batch * aligned_macs(layer, in_channels=row.in_channels, out_channels=row.out_channels)
+
+    def moved_bytes(self, layer: LayerSpec, precision: Precision) -> tuple[float, float]:
+        """Bytes that a layer reads and writes: of weights (once per call) and of activations.
+
+        The output is written in the layer's own activation format; a reader that wants another pays a switch.
+        """
+        elements = layer.input_elements + layer.output_elements
+        return (
+            float(layer.calls * self.weight_bytes(layer, precision.weight)),
+            float(self.storage_bytes(elements, precision.activation)),
+        )
+
+    def _parameter_bytes(self, layer: LayerSpec, fmt: Format) -> int:
+        return parameter_bytes(
+            layer, fmt, granularity=self._granularity, group_size=self._group_size, scheme=self._scheme
+        )
+
+    def _conversion(
+        self, what: str, rows: Sequence[ConversionRow], elements: int, written: Format, wanted: Format
+    ) -> Cost:
+        if written == wanted or not self.metrics & {"latency_ms", "energy_mj"}:
+            return Cost()
+        row = next((row for row in rows if row.fits(written, wanted)), None)
+        if row is None:
+            raise InputError(f"{self.name}: no {what} row fits {written} -> {wanted}; add one to the profile")
+        count, memory = elements * self.batch, self.profile.memory
+        moved = self.storage_bytes(elements, written) + self.storage_bytes(elements, wanted)
+        if row.per_element_ns is not None:
+            variable = count * row.per_element_ns * MS_PER_NS
+        else:
+            assert memory.bandwidth_gb_per_s is not None  # the profile's validator saw to it
+            variable = moved / memory.bandwidth_gb_per_s * MS_PER_NS
+        energy = moved * memory.energy_pj_per_byte
+        if row.energy_pj_per_element is not None:
+            energy = count * row.energy_pj_per_element
+        return Cost(
+            latency_ms=row.fixed_us * MS_PER_US + variable if "latency_ms" in self.metrics else 0.0,
+            energy_mj=energy * MJ_PER_PJ if "energy_mj" in self.metrics else 0.0,
+        )

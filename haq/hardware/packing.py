@@ -1,0 +1,89 @@
+"""How values lie in memory and how layers fill compute units: packing, alignment, counts of scales."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Literal, NamedTuple
+
+from haq.types import Format, LayerSpec
+
+SCALE_BYTES = 4
+ZERO_POINT_BYTES = 1
+Granularity = Literal["tensor", "channel", "group"]
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """`value / divisor`, rounded up."""
+    return -(-value // divisor)
+
+
+def packed_bytes(elements: int, bits: int, *, word_bits: int | None = None) -> int:
+    """Bytes of `elements` values of `bits` bits.
+
+    Args:
+        elements: how many values.
+        bits: per value.
+        word_bits: no value straddles a word of this size, so that floor(word_bits / bits) values share one and the rest
+            of it is lost; a wider value takes whole words. Without it there are no gaps.
+    """
+    if word_bits is None:
+        return ceil_div(elements * bits, 8)
+    per_word = word_bits // bits
+    words = ceil_div(elements, per_word) if per_word else elements * ceil_div(bits, word_bits)
+    return ceil_div(words * word_bits, 8)
+
+
+def weight_bytes(layer: LayerSpec, fmt: Format, *, word_bits: int | None = None, pad_rows: bool = False) -> int:
+    """Bytes of a layer's packed weights; with `pad_rows` each output channel starts on a new word."""
+    if not pad_rows:
+        return packed_bytes(layer.params, fmt.bits, word_bits=word_bits)
+    return layer.out_channels * packed_bytes(layer.params // layer.out_channels, fmt.bits, word_bits=word_bits)
+
+
+def parameter_bytes(
+    layer: LayerSpec, fmt: Format, *, granularity: Granularity, group_size: int, scheme: Literal["symmetric", "affine"]
+) -> int:
+    """Bytes of a layer's scales (fp32) and zero points (one byte each, for plain integers that are affine).
+
+    A group lies within one output channel; floats have neither scale nor zero point.
+    """
+    if fmt.is_float:
+        return 0
+    groups = {
+        "tensor": 1,
+        "channel": layer.out_channels,
+        "group": layer.out_channels * ceil_div(layer.params // layer.out_channels, group_size),
+    }[granularity]
+    return groups * (SCALE_BYTES + (ZERO_POINT_BYTES if scheme == "affine" and fmt.is_integer else 0))
+
+
+def aligned_macs(layer: LayerSpec, *, in_channels: int, out_channels: int) -> float:
+    """Multiply-accumulates after padding the channels of each group to multiples of `in_channels`, `out_channels`.
+
+    A depthwise convolution has one input channel per group by nature: only its channel count is padded.
+    """
+
+    def stretch(channels: int, granularity: int) -> float:
+        return ceil(channels / granularity) * granularity / channels
+
+    if layer.is_depthwise:
+        return layer.macs * stretch(layer.out_channels, out_channels)
+    inner, outer = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    return layer.macs * stretch(inner, in_channels) * stretch(outer, out_channels)
+
+
+class Gemm(NamedTuple):
+    """A layer as `groups` matrix products of `rows` x `depth` by `depth` x `columns`, over all calls."""
+
+    groups: int
+    rows: int
+    depth: int
+    columns: int
+
+
+def gemm(layer: LayerSpec) -> Gemm:
+    """The matrix products of a layer for one sample: im2col for convolutions, col2im for transposed ones."""
+    inner, outer, window = layer.in_channels // layer.groups, layer.out_channels // layer.groups, prod(layer.kernel)
+    if layer.kind == "conv_transpose2d":
+        return Gemm(layer.groups, layer.input_elements // layer.in_channels, inner, outer * window)
+    return Gemm(layer.groups, layer.output_positions, inner * window, outer)
