@@ -9,19 +9,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.fx import Node
 
-LAYER_TYPES: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.Linear: "linear",
-}
-"""The modules that are quantized, with their subclasses -> `LayerSpec.kind`."""
+from haq.trace.layers import is_layer
+
 _REPEATED_CALL = re.compile(r"@\d+")
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether this is a module that is quantized."""
-    return isinstance(module, tuple(LAYER_TYPES))
 
 
 class ModelNames:
@@ -33,7 +23,7 @@ class ModelNames:
     """
 
     def __init__(self, model: nn.Module, float_modules: Sequence[str]) -> None:
-        self.model = model
+        self._model = model
         self._float = tuple(float_modules)
         self._first: dict[int, str] = {id(module): name for name, module in model.named_modules()}
         self._layer_of_weight: dict[int, str] = {}
@@ -45,7 +35,10 @@ class ModelNames:
         """The first qualified name of the innermost module that runs `node`."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         name = _REPEATED_CALL.sub("", str(stack[-1][0])) if stack else ""
-        return self._first[id(self.model.get_submodule(name))]
+        return self._first[id(self._model.get_submodule(name))]
+
+    def module(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name)
 
     def is_float(self, *names: str) -> bool:
         """Whether one of these modules or parameters, or a module around it, was accepted to stay in float."""
@@ -54,14 +47,14 @@ class ModelNames:
 
     def layer(self, module_name: str, parameter: str | None) -> str | None:
         """The layer that module `module_name` is when it multiplies with `parameter`, `None` if it is none."""
-        module = self.model.get_submodule(module_name)
+        module = self._model.get_submodule(module_name)
         if parameter is None or not is_layer(module):
             return None
         own = module._parameters.get("weight")
-        return self._layer_of_weight[id(own)] if own is self.model.get_parameter(parameter) else None
+        return self._layer_of_weight[id(own)] if own is self._model.get_parameter(parameter) else None
 
     def describe(self, module_name: str) -> str:
-        kind = type(self.model.get_submodule(module_name)).__name__
+        kind = type(self._model.get_submodule(module_name)).__name__
         return f"module {module_name!r} ({kind})" if module_name else f"the model itself ({kind})"
 
     def refusal(self, scope: str, operator: str, parameters: Sequence[str]) -> str:
@@ -70,7 +63,7 @@ class ModelNames:
             self.describe(scope),
             f"leave it in float with float_modules=[{(scope or parameters[0])!r}]",
         )
-        if is_layer(self.model.get_submodule(scope)):
+        if is_layer(self._model.get_submodule(scope)):
             return (
                 f"{described} does not multiply with a plain weight but with one that it computes from "
                 f"{', '.join(parameters)}; make it a plain parameter first (parametrize.remove_parametrizations, "

@@ -1,4 +1,4 @@
-"""From a float model to a `Network`: capture with `torch.export`, then one walk over the graph."""
+"""The public `trace`: capture with `torch.export`, then one walk over the graph."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from haq.errors import InputError
-from haq.trace_graph import build_network
-from haq.trace_names import ModelNames, is_layer
+from haq.trace.graph import build_network
+from haq.trace.layers import is_layer
+from haq.trace.names import ModelNames
 from haq.types import Network
 
 _REGIONS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
@@ -153,23 +154,34 @@ def _quiet() -> Iterator[None]:
 
 
 def _capture_failure(model: nn.Module, error: Exception) -> str:
-    names = {id(module): name for name, module in model.named_modules()}
-    where = f"model {type(model).__name__}"
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
-        own_code = not frame.f_code.co_filename.startswith(str(Path(torch.__file__).parent))
-        if own_code and isinstance(module, nn.Module) and id(module) in names:
-            file, source = frame.f_code.co_filename, linecache.getline(frame.f_code.co_filename, line).strip()
-            name = names[id(module)]
-            described = f"module {name!r} ({type(module).__name__})" if name else f"model {type(module).__name__}"
-            where = f"{described}, {Path(file).name}:{line} `{source}`"
-    reason = f"{type(error).__name__}: {' '.join(str(error).split(chr(10), 1)[0].split())[:200]}"
+    where = _failing_code(model, error)
     if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
         return (
             f"{where}: control flow depends on the values of a tensor, which torch.export cannot capture; "
             "compute both branches and choose with torch.where, or decide from shapes and attributes"
         )
-    return f"{where}: torch.export cannot capture it ({reason}); check that the model runs on the example inputs"
+    reason = " ".join(str(error).split("\n", 1)[0].split())[:200]
+    return (
+        f"{where}: torch.export cannot capture it ({type(error).__name__}: {reason}); "
+        "check that the model runs on the example inputs"
+    )
+
+
+def _failing_code(model: nn.Module, error: Exception) -> str:
+    """The innermost module of `model` that was running, and the line in the user's own code."""
+    names = {id(module): name for name, module in model.named_modules()}
+    running, source = model, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        caller = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(caller, nn.Module) and id(caller) in names:
+            running = caller
+            if not code.co_filename.startswith((str(Path(torch.__file__).parent), __file__)):
+                text = linecache.getline(code.co_filename, line).strip()
+                source = f", {Path(code.co_filename).name}:{line}" + (f" `{text}`" if text else "")
+    name = names[id(running)]
+    kind = type(running).__name__
+    return (f"module {name!r} ({kind})" if name else f"model {kind}") + source
 
 
 def _inline_regions(module: GraphModule) -> None:
