@@ -1,0 +1,67 @@
+"""The exact search: the best policy by the tables, then the next best, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from haq.errors import InfeasibleError
+from haq.problem import Problem
+from haq.search.base import SearchStrategy
+from haq.search.solve import minima, solve
+from haq.types import Policy, Trial
+
+
+class ILP(SearchStrategy):
+    """Solves the problem by integer programming and proposes its policies in the order of the objective.
+
+    Args:
+        problem: tables, budgets and objective.
+        seed: not needed; every strategy takes one.
+        time_limit: seconds for each solve; the best found by then is proposed.
+        gap: relative gap to the optimum at which a solve may stop.
+        solver: `auto`, `highs` or `cbc`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        time_limit: float | None = None,
+        gap: float = 0.0,
+        solver: str = "auto",
+    ) -> None:
+        del seed
+        self._problem = problem
+        self._time_limit, self._gap, self._solver = time_limit, gap, solver
+        self._seen: set[bytes] = set()
+
+    def suggest(self, count: int) -> list[Policy]:
+        """The best policies that were not proposed or measured yet; none when all within budget were.
+
+        Raises:
+            InfeasibleError: nothing is within budget.
+        """
+        solution = solve(
+            self._problem,
+            top=count,
+            gap=self._gap,
+            time_limit=self._time_limit,
+            solver=self._solver,
+            excluded=frozenset(self._seen),
+        )
+        if solution.status == "infeasible" and not self._seen:
+            raise infeasible(self._problem)
+        self._seen.update(assignment.tobytes() for assignment in solution.assignments)
+        return [self._problem.policy(assignment) for assignment in solution.assignments]
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Never propose these again."""
+        self._seen.update(self._problem.assignment(trial.policy).tobytes() for trial in trials)
+
+
+def infeasible(problem: Problem) -> InfeasibleError:
+    """The error that says what the budgets would have to be at least."""
+    least = minima(problem)
+    shown = ", ".join(f"{metric} {value:g} (budget {problem.budgets[metric]:g})" for metric, value in least.items())
+    return InfeasibleError(f"no policy meets the budgets; least achievable, each alone: {shown}", least)

@@ -1,0 +1,365 @@
+"""The integer program: exact, modelled in PuLP, solved by HiGHS or CBC.
+
+Choices are binaries x[g, c], one per group. A pair cost between two groups is carried by flows between *classes* of
+choices that share a row or column of its matrix (the local polytope; Wainwright and Jordan, 2008, section 4.1): with
+f[a, b] >= 0, sum_b f[a, b] = sum_{c in a} x[g, c] and sum_a f[a, b] = sum_{c in b} x[h, c], any cost of either sign is
+exact at integral x and the linear relaxation stays tight, where switch variables bounded by differences of x are not.
+A fan-out adds z[row, column] >= f_i[row, column] for each reader i, so that each wanted format is charged once.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pulp
+
+from haq.errors import InputError
+from haq.problem import Problem
+from haq.problem_doc import PEAK
+from haq.problem_moves import TOLERANCE
+from haq.problem_tables import Bools, FanOut, Floats, Ints
+
+SOLVERS = ("auto", "highs", "cbc")
+_ROW = 100.0
+"""Budget rows are scaled to this right-hand side, so that the solvers' absolute tolerance of 1e-9 is 1e-11 of it."""
+_TIGHT = 1e-9
+
+
+def _cbc_engine(**options: Any) -> Any:
+    """CBC: the one installed beside PuLP, else the one that PuLP before version 4 bundles."""
+    engine = pulp.COIN_CMD(msg=False, **options)
+    if engine.available() or not hasattr(pulp, "PULP_CBC_CMD"):
+        return engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pulp.PULP_CBC_CMD(msg=False, **options)
+
+
+@cache
+def available_solvers() -> tuple[str, ...]:
+    """Which of `highs` and `cbc` this machine can run, best first."""
+    found = {"highs": pulp.HiGHS(msg=False), "cbc": _cbc_engine()}
+    return tuple(name for name, solver in found.items() if solver.available())
+
+
+def choose_solver(name: str) -> str:
+    """The solver to run for `auto`, `highs` or `cbc`.
+
+    Raises:
+        InputError: unknown, or not installed.
+    """
+    if name not in SOLVERS:
+        raise InputError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
+    found = available_solvers()
+    if name != "auto" and name not in found:
+        raise InputError(f"solver {name!r} is not installed; use {' or '.join([*found, 'auto'])}")
+    if not found:
+        raise InputError("no integer programming solver is installed; pip install highspy")
+    return found[0] if name == "auto" else name
+
+
+class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
+    """PuLP's HiGHS with a starting solution, and values read back only where there are some."""
+
+    def __init__(self, start: Mapping[Any, float] | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.start = start
+
+    def callSolver(self, lp: pulp.LpProblem) -> None:
+        if self.start:
+            index = np.array([variable.index for variable in self.start], dtype=np.int32)
+            lp.solverModel.setSolution(len(index), index, np.array(list(self.start.values())))
+        super().callSolver(lp)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a solver said.
+
+    Attributes:
+        assignment: the best it found, if any.
+        bound: no better objective exists (`-inf` if unknown; `inf` if proven infeasible).
+        proven: whether the search ran to its end.
+    """
+
+    assignment: Ints | None
+    bound: float
+    proven: bool
+
+
+class Model:
+    """One integer program over the allowed choices of a problem. Add exclusions, then `solve`.
+
+    Args:
+        problem: tables, budgets and objective.
+        allowed: variables that may be chosen, `[V]`; at least one per group.
+    """
+
+    def __init__(self, problem: Problem, allowed: Bools) -> None:
+        self.problem, self.tables = problem, problem.tables
+        tables = self.tables
+        self.choices = [
+            np.flatnonzero(allowed[tables.start[g] : tables.start[g + 1]]) for g in range(len(tables.groups))
+        ]
+        self.lp = pulp.LpProblem("haq", pulp.LpMinimize)
+        self.x: list[dict[int, Any]] = []
+        for group, choices in enumerate(self.choices):
+            single = len(choices) == 1
+            self.x.append({int(c): 1 if single else self._variable(f"x_{group}_{c}", True) for c in choices})
+        self._constraints: list[Any] = []
+        metrics = [m for m in dict.fromkeys([problem.objective, *problem.budgets]) if m != PEAK]
+        self.unary = {metric: tables.unary[metric].copy() for metric in metrics}
+        self.constant = {metric: tables.offsets.get(metric, 0.0) for metric in metrics}
+        self.flows: dict[str, list[tuple[Any, float]]] = {metric: [] for metric in metrics}
+        for group, entries in enumerate(self.x):
+            if len(self.choices[group]) > 1:
+                self.lp += pulp.lpSum(entries.values()) == 1
+        self._add_pairs(metrics)
+        for number, fan_out in enumerate(tables.fan_outs):
+            if fan_out.metric in self.unary:
+                self._add_fan_out(f"t{number}", fan_out)
+        self._add_ties()
+        self._add_budgets()
+        self._add_objective()
+
+    def _variable(self, name: str, binary: bool = False) -> Any:
+        if binary:
+            return pulp.LpVariable(name, cat=pulp.LpBinary)
+        return pulp.LpVariable(name, lowBound=0)
+
+    def _chosen(self, group: int, among: Iterable[int]) -> Any:
+        """How much of a group lies on some of its choices: an expression, or 0 or 1 where it has one choice."""
+        entries = self.x[group]
+        present = [entries[c] for c in among if c in entries]
+        if len(self.choices[group]) == 1:
+            return len(present)
+        return pulp.lpSum(present)
+
+    def _slice(self, group: int) -> slice:
+        return slice(self.tables.start[group], self.tables.start[group + 1])
+
+    def _add_pairs(self, metrics: Sequence[str]) -> None:
+        """Merge the pair costs of all metrics by pair of groups; what one side alone decides goes to `unary`."""
+        merged: dict[tuple[int, int], dict[str, Floats]] = {}
+        for metric in metrics:
+            pairs = self.tables.pairs[metric]
+            for index in range(len(pairs)):
+                g, h, matrix = int(pairs.first[index]), int(pairs.second[index]), pairs.matrix(index)
+                if g > h:
+                    g, h, matrix = h, g, matrix.T
+                entry = merged.setdefault((g, h), {})
+                entry[metric] = entry.get(metric, 0.0) + matrix
+        for (g, h), by_metric in merged.items():
+            self._add_pair(g, h, by_metric)
+
+    def _add_pair(self, g: int, h: int, by_metric: Mapping[str, Floats]) -> None:
+        rows, columns = self.choices[g], self.choices[h]
+        reduced: dict[str, Floats] = {}
+        for metric, matrix in by_metric.items():
+            part = matrix[np.ix_(rows, columns)]
+            by_row = part.min(axis=1)
+            part = part - by_row[:, None]
+            by_column = part.min(axis=0)
+            self.unary[metric][self._slice(g)][rows] += by_row
+            self.unary[metric][self._slice(h)][columns] += by_column
+            reduced[metric] = part - by_column
+        stack = np.stack(list(reduced.values()))
+        if not stack.any():
+            return
+        _, row_class = np.unique(stack.transpose(1, 0, 2).reshape(len(rows), -1), axis=0, return_inverse=True)
+        _, column_class = np.unique(stack.transpose(2, 0, 1).reshape(len(columns), -1), axis=0, return_inverse=True)
+        flow = self._flow(f"f_{g}_{h}", (g, rows, row_class.ravel()), (h, columns, column_class.ravel()))
+        for metric, matrix in reduced.items():
+            for (a, b), variable in flow.items():
+                cost = matrix[np.argmax(row_class.ravel() == a), np.argmax(column_class.ravel() == b)]
+                if cost:
+                    self.flows[metric].append((variable, float(cost)))
+
+    def _flow(
+        self, name: str, left: tuple[int, Ints, Ints], right: tuple[int, Ints, Ints]
+    ) -> dict[tuple[int, int], Any]:
+        """Flow between the classes of two groups; each side is `(group, choices, class of each choice)`."""
+        classes = [range(int(side[2].max()) + 1) for side in (left, right)]
+        flow = {(a, b): self._variable(f"{name}_{a}_{b}") for a in classes[0] for b in classes[1]}
+        for a in classes[0]:
+            self.lp += pulp.lpSum(flow[a, b] for b in classes[1]) == self._chosen(left[0], left[1][left[2] == a])
+        for b in classes[1]:
+            self.lp += pulp.lpSum(flow[a, b] for a in classes[0]) == self._chosen(right[0], right[1][right[2] == b])
+        return flow
+
+    def _add_fan_out(self, name: str, fan_out: FanOut) -> None:
+        """Charge `costs[row, column]` once for the column however many readers want it."""
+        producer = fan_out.producer
+        written = fan_out.rows[self.choices[producer]] if producer >= 0 else np.zeros(1, dtype=np.int64)
+        rows, row_class = np.unique(fan_out.costs[written], axis=0, return_inverse=True)
+        row_class = row_class.ravel()
+        costly = np.flatnonzero((rows > 0).any(axis=0))
+        charge: dict[tuple[int, int], Any] = {}
+        for a in range(len(rows)):
+            for column in costly.tolist():
+                if rows[a, column] > 0:
+                    charge[a, column] = self._variable(f"{name}_z_{a}_{column}")
+                    self.flows[fan_out.metric].append((charge[a, column], float(rows[a, column])))
+        for number, (group, columns) in enumerate(fan_out.readers):
+            wanted = columns[self.choices[group]]
+            if producer < 0:
+                for (_, column), variable in charge.items():
+                    self.lp += variable >= self._chosen(group, self.choices[group][wanted == column])
+            elif group == producer:
+                for (a, column), variable in charge.items():
+                    here = (row_class == a) & (wanted == column)
+                    self.lp += variable >= self._chosen(group, self.choices[group][here])
+            else:
+                # All columns that cost nothing are one class; it may be empty and then carries no flow.
+                column_class = np.searchsorted(costly, wanted) * np.isin(wanted, costly)
+                column_class = np.where(np.isin(wanted, costly), column_class, len(costly))
+                left, right = (producer, self.choices[producer], row_class), (group, self.choices[group], column_class)
+                flow = self._flow(f"{name}_{number}", left, right)
+                for (a, column), variable in charge.items():
+                    position = int(np.searchsorted(costly, column))
+                    if (a, position) in flow:
+                        self.lp += variable >= flow[a, position]
+
+    def _add_ties(self) -> None:
+        for number, tie in enumerate(self.tables.ties):
+            for label in np.unique(np.concatenate([labels for _, labels in tie.members])):
+                shared = self._variable(f"y_{number}_{label}")
+                for group, labels in tie.members:
+                    self.lp += shared == self._chosen(group, np.flatnonzero(labels == label))
+
+    def _expression(self, metric: str) -> tuple[list[tuple[Any, float]], float]:
+        """The metric as `(variable, coefficient)` terms and a constant."""
+        constant, terms = self.constant[metric], list(self.flows[metric])
+        for group, entries in enumerate(self.x):
+            values = self.unary[metric][self._slice(group)]
+            if len(entries) == 1:
+                constant += float(values[next(iter(entries))])
+                continue
+            terms += [(variable, float(values[c])) for c, variable in entries.items() if values[c]]
+        return terms, constant
+
+    def _step_expressions(self) -> list[tuple[list[tuple[Any, float]], float]]:
+        steps = self.tables.steps
+        result: list[tuple[list[tuple[Any, float]], float]] = [([], float(fixed)) for fixed in steps.fixed]
+        for step, group, offset in zip(steps.step, steps.group, steps.offset, strict=True):
+            terms, constant = result[step]
+            values = steps.flat[offset : offset + self.tables.sizes[group]]
+            entries = self.x[group]
+            if len(entries) == 1:
+                result[step] = terms, constant + float(values[next(iter(entries))])
+            else:
+                terms += [(variable, float(values[c])) for c, variable in entries.items() if values[c]]
+        return result
+
+    def _add_budgets(self) -> None:
+        for metric, bound in self.problem.budgets.items():
+            rows = self._step_expressions() if metric == PEAK else [self._expression(metric)]
+            for terms, constant in rows:
+                room = bound + TOLERANCE * (abs(bound) or 1.0) - constant
+                scale = _ROW / (abs(bound) or 1.0)
+                if not terms and room < 0:
+                    self.lp += self._variable(f"impossible_{len(self.lp.constraints)}") <= -1
+                elif terms:
+                    self.lp += pulp.LpAffineExpression([(v, c * scale) for v, c in terms]) <= room * scale
+
+    def _add_objective(self) -> None:
+        """The objective, scaled so that its largest coefficient is 1000: tiny sensitivities must not drown."""
+        if self.problem.objective == PEAK:
+            steps = self._step_expressions()
+            largest = max(max(constant, *(c for _, c in terms), 0.0) for terms, constant in steps)
+            self.shift, self.scale = 0.0, 1000.0 / (largest or 1.0)
+            peak = self._variable("peak")
+            for terms, constant in steps:
+                scaled = pulp.LpAffineExpression([(v, c * self.scale) for v, c in terms])
+                self.lp += peak >= scaled + constant * self.scale
+            self.lp += peak
+            return
+        terms, self.shift = self._expression(self.problem.objective)
+        self.scale = 1000.0 / (max((abs(c) for _, c in terms), default=0.0) or 1.0)
+        self.lp += pulp.LpAffineExpression([(v, c * self.scale) for v, c in terms])
+
+    def exclude(self, assignment: Ints) -> None:
+        """Rule out one assignment."""
+        present = [self.x[g].get(int(c)) for g, c in enumerate(assignment)]
+        if any(entry is None for entry in present):
+            return
+        free = [entry for entry in present if not isinstance(entry, int)]
+        if not free:
+            self.lp += self._variable(f"impossible_{len(self.lp.constraints)}") <= -1
+        else:
+            self.lp += pulp.lpSum(free) <= len(free) - 1
+
+    def solve(
+        self, solver: str, *, gap: float = 0.0, time_limit: float | None = None, start: Ints | None = None
+    ) -> Answer:
+        """Run `highs` or `cbc`.
+
+        Args:
+            solver: `highs` or `cbc`.
+            gap: relative; stop once it is proven.
+            time_limit: seconds.
+            start: a known assignment (HiGHS only).
+        """
+        if solver == "highs":
+            return self._highs(gap, time_limit, start)
+        return self._cbc(gap, time_limit)
+
+    def _highs(self, gap: float, time_limit: float | None, start: Ints | None) -> Answer:
+        known = {}
+        if start is not None and all(int(c) in self.x[g] for g, c in enumerate(start)):
+            known = {v: float(c == start[g]) for g, xs in enumerate(self.x) for c, v in xs.items() if len(xs) > 1}
+        engine = _WarmHiGHS(
+            known,
+            msg=False,
+            gapRel=gap,
+            gapAbs=0.0,
+            timeLimit=time_limit,
+            mip_feasibility_tolerance=_TIGHT,
+            primal_feasibility_tolerance=_TIGHT,
+            dual_feasibility_tolerance=_TIGHT,
+        )
+        self.lp.solve(engine)
+        model = self.lp.solverModel
+        info, status = model.getInfo(), model.modelStatusToString(model.getModelStatus())
+        if status == "Infeasible":
+            return Answer(None, np.inf, True)
+        found = info.primal_solution_status == 2
+        bound = info.mip_dual_bound if status != "Empty" else 0.0
+        if not self.lp.isMIP():
+            bound = info.objective_function_value if found else -np.inf
+        return Answer(self._read() if found else None, bound / self.scale + self.shift, status == "Optimal")
+
+    def _cbc(self, gap: float, time_limit: float | None) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "cbc.log"
+            options = [f"primalTolerance {_TIGHT}", f"integerTolerance {_TIGHT}"]
+            engine = _cbc_engine(gapRel=gap, gapAbs=0.0, timeLimit=time_limit, options=options, logPath=str(log))
+            engine.tmpDir = folder
+            self.lp.solve(engine)
+            text = log.read_text(errors="replace")
+        status = self.lp.sol_status
+        if self.lp.status == pulp.LpStatusInfeasible:
+            return Answer(None, np.inf, True)
+        found = status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+        bound = -np.inf
+        if status == pulp.LpSolutionOptimal:
+            bound = pulp.value(self.lp.objective) or 0.0
+        elif match := re.search(r"Lower bound:\s+(\S+)", text):
+            bound = float(match[1])
+        return Answer(
+            self._read() if found else None, bound / self.scale + self.shift, status == pulp.LpSolutionOptimal
+        )
+
+    def _read(self) -> Ints:
+        def level(variable: Any) -> float:
+            return float(variable if isinstance(variable, int) else variable.value() or 0.0)
+
+        return np.array([max(entries, key=lambda c: level(entries[c])) for entries in self.x], dtype=np.int64)
