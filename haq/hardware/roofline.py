@@ -40,7 +40,7 @@ class RooflineModel(ProfileCostModel):
         row = self._rate(layer, precision)
         mac_per_ns = row.gmac_per_s or (row.mac_per_cycle or 0) * (self.profile.device.frequency_mhz or 0) * 1e-3
         compute_ms = self.aligned_macs(layer, precision) / (mac_per_ns * row.efficiency) * MS_PER_NS
-        overhead_ms = layer.calls * self.profile.overhead.per_layer_us * MS_PER_US
+        overhead_ms = layer.calls * (self.profile.overhead.per_layer_us + row.overhead_us) * MS_PER_US
         return max(compute_ms, self._memory_ms(layer, precision)) + overhead_ms
 
     def _energy_mj(self, layer: LayerSpec, precision: Precision) -> float:

@@ -110,6 +110,8 @@ class RateRow(Rows):
     mac_per_cycle: Positive | None = None
     efficiency: Fraction = 1.0
     """Share of the peak that real layers reach."""
+    overhead_us: NonNegative = 0.0
+    """Per call, on top of the device's own overhead per layer."""
     energy_pj_per_mac: NonNegative | None = None
 
     @model_validator(mode="after")
