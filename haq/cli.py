@@ -56,11 +56,11 @@ class _Bars:
     def __exit__(self, *exception: Any) -> None:
         self._progress.__exit__(*exception)
 
-    def stage(self, name: str, total: int | None = None) -> None:
+    def stage(self, name: str) -> None:
         if self._task is None:
             _err.print(name, markup=False)
         else:
-            self._progress.reset(self._task, total=total, description=name)
+            self._progress.reset(self._task, total=None, description=name)
 
     def step(self, done: int, total: int) -> None:
         if self._task is not None:

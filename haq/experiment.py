@@ -19,7 +19,7 @@ from haq.config import ExperimentConfig, load_experiment, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
-from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile
+from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
 from haq.imports import call_reference, load_reference
 from haq.problem import Problem
 from haq.quant import QuantizedModel, resolve
@@ -210,6 +210,28 @@ class Experiment:
             file=path,
             progress=progress,
         )
+
+    def check(self) -> None:
+        """Build what is cheap and can be wrong, so that a bad experiment fails before anything is measured.
+
+        Raises:
+            InputError: the model, data, device, space, budgets or objective cannot be used.
+        """
+        _ = (self.space, self.budgets, self.loss, self.metric)
+        if "accuracy_drop" in self.config.budgets and self.config.objective == "sensitivity":
+            raise InputError("budgets.accuracy_drop: needs objective = a cost metric, for example latency_ms")
+        require_metrics(self.cost_model, (self.config.objective, *self.budgets))
+
+    def score_floor(self, float_score: float) -> float | None:
+        """The least score that `budgets.accuracy_drop` allows, `None` without that budget.
+
+        Raises:
+            InputError: it is no number of points.
+        """
+        drop = self.config.budgets.get("accuracy_drop")
+        if isinstance(drop, str):
+            raise InputError(f"budgets.accuracy_drop = {drop!r}: give points of the score as a number, such as 1.0")
+        return None if drop is None else float_score - drop
 
     @cached_property
     def reference_policy(self) -> Policy:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from haq.problem import Problem
 from haq.search.base import SearchStrategy
-from haq.search.solve import solve_document
+from haq.search.solve import solve
 from haq.types import Policy, Trial
 
 _SMALLEST_RATIO = 1.02
@@ -48,8 +48,8 @@ class AccuracyDropSearch(SearchStrategy):
         if math.isfinite(bound):
             budgets["sensitivity"] = bound
         problem = self._problem.with_budgets(budgets, objective=objective)
-        solution = solve_document(problem, gap=self._gap, time_limit=self._time_limit)
-        return None if solution["policy"] is None else Policy.from_doc(solution["policy"])
+        solution = solve(problem, gap=self._gap, time_limit=self._time_limit)
+        return problem.policy(solution.assignments[0]) if solution.assignments else None
 
     def _cheapest(self, loss: float) -> Policy | None:
         if loss not in self._solved:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 FASHION_MNIST_DEFAULT_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts its files."""
@@ -19,37 +21,63 @@ _FASHION_MEAN, _FASHION_STD = 0.2860, 0.3530
 _SPLIT_SEED = 20_240_601
 
 
+Batch = Any
+"""A tensor, or a tuple, list or dict of tensors, whose first dimension counts samples."""
+
+
+def _tensors(value: Batch) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for entry in value.values() for tensor in _tensors(entry)]
+    if isinstance(value, tuple | list):
+        return [tensor for entry in value for tensor in _tensors(entry)]
+    raise ValueError(f"a split holds tensors, or tuples or dicts of tensors, got {type(value).__name__}")
+
+
+def _rows(value: Batch, rows: slice) -> Batch:
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, Mapping):
+        return {key: _rows(entry, rows) for key, entry in value.items()}
+    return tuple(_rows(entry, rows) for entry in value)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Inputs and targets held in memory.
 
     Attributes:
-        inputs: `[n, ...]`, what the model's `forward` takes, normalised.
+        inputs: `[n, ...]`, what the model's `forward` takes; a tuple for several arguments, a dict for keywords.
         targets: `[n, ...]`, what the loss and the metric take (class indices for classification).
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Batch
+    targets: Batch
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"a split needs a target for each input, got {len(self.inputs)} inputs, {len(self.targets)} targets"
-            )
-        if len(self.inputs) == 0:
+        counts = {len(tensor) for tensor in (*_tensors(self.inputs), *_tensors(self.targets))}
+        if len(counts) != 1:
+            raise ValueError(f"inputs and targets of a split need one count of samples, got {sorted(counts)}")
+        if counts == {0}:
             raise ValueError("a split needs at least one sample, got none")
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(_tensors(self.inputs)[0])
 
     def head(self, count: int) -> Split:
         """The first `count` samples (all of them when there are fewer)."""
-        return Split(self.inputs[:count], self.targets[:count])
+        return Split(_rows(self.inputs, slice(count)), _rows(self.targets, slice(count)))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[Batch, Batch]]:
         """Consecutive `(inputs, targets)` batches in order; the last may be smaller."""
         for start in range(0, len(self), batch_size):
-            yield self.inputs[start : start + batch_size], self.targets[start : start + batch_size]
+            rows = slice(start, start + batch_size)
+            yield _rows(self.inputs, rows), _rows(self.targets, rows)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, inputs first."""
+        return [*_tensors(self.inputs), *_tensors(self.targets)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +90,40 @@ class DataSplits:
     train: Split
     search: Split
     test: Split
+
+    @classmethod
+    def of(cls, value: Any) -> DataSplits:
+        """From what a user's data function may return.
+
+        Args:
+            value: `DataSplits`, or `train`, `search`, `test` as a tuple or dict; each a `Split`, an
+                `(inputs, targets)` pair, or a torch map-style `Dataset` of such pairs.
+
+        Raises:
+            ValueError: none of these; says what it got.
+        """
+        if isinstance(value, DataSplits):
+            return value
+        names = ("train", "search", "test")
+        if isinstance(value, Mapping) and set(value) == set(names):
+            value = tuple(value[name] for name in names)
+        if not isinstance(value, tuple | list) or len(value) != len(names):
+            raise ValueError(
+                f"a data function returns haq.DataSplits or (train, search, test), got {type(value).__name__}"
+            )
+        return cls(*map(_as_split, value))
+
+
+def _as_split(value: Any) -> Split:
+    if isinstance(value, Split):
+        return value
+    if isinstance(value, Dataset):
+        count = len(value)  # type: ignore[arg-type]
+        inputs, targets = default_collate([value[index] for index in range(count)])
+        return Split(inputs, targets)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return Split(value[0], value[1])
+    raise ValueError(f"a split is haq.Split, (inputs, targets) or a torch Dataset, got {type(value).__name__}")
 
 
 def load_digits() -> DataSplits:

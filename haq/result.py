@@ -1,0 +1,228 @@
+"""What a finished search says of itself: the answer, its baselines, a verdict, and the price of each budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from haq import __version__
+from haq.costs import cost_report
+from haq.evaluate import PTQEvaluator
+from haq.experiment import Experiment
+from haq.problem import Problem
+from haq.search.solve import Solution, solve
+from haq.types import Measurement, Trial
+
+SCHEMA_VERSION = 1
+_MARGINAL_FACTORS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
+_MARGINAL_GAP = 1e-3
+_MARGINAL_SECONDS = 2.0
+_BASELINES = ("uniform", "greedy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of `haq` and of the libraries that its numbers depend on."""
+    return {"haq": __version__, **{name: version(name) for name in ("torch", "numpy", "pulp", "highspy")}}
+
+
+def choose(trials: Sequence[Trial], problem: Problem, *, floor: float | None) -> Trial | None:
+    """The best of the measured trials that are within budget; `None` where there is none.
+
+    When the objective is the predicted loss: the best score. When it is a cost: the least cost among the trials that
+    score at least `floor` (all, without one); where none does, the best score. Ties go to the smaller objective, then
+    to the earlier trial.
+
+    Args:
+        trials: of any source.
+        problem: its objective and budgets.
+        floor: the least score that is allowed, `None` for any.
+    """
+    usable = [trial for trial in trials if trial.measurement.ok and not problem.violation(trial.policy)]
+    reaching = [trial for trial in usable if floor is None or trial.measurement.score >= floor]
+    if problem.objective != "sensitivity" and reaching:
+        return min(reaching, key=lambda t: (t.costs[problem.objective], -t.measurement.score, t.number))
+    return min(usable, key=lambda t: (-t.measurement.score, t.costs[problem.objective], t.number), default=None)
+
+
+def result_document(
+    experiment: Experiment,
+    problem: Problem,
+    solution: Solution,
+    trials: Sequence[Trial],
+    *,
+    floating: Measurement,
+    floor: float | None,
+) -> dict[str, Any]:
+    """The content of `result.json`. Scores the answer, the baselines and the float model on the test split, once.
+
+    Args:
+        experiment: what was run.
+        problem: what was solved.
+        solution: the exact solution of the predicted problem, for its bound.
+        trials: everything measured.
+        floating: the float model on the search split.
+        floor: the least score that is allowed, if any.
+
+    Raises:
+        RuntimeError: not one policy within budget could be measured; says why the last one failed.
+    """
+    config, profile = experiment.config, experiment.profile
+    answer = choose(trials, problem, floor=floor)
+    if answer is None:
+        failed = next((trial.measurement.error for trial in reversed(trials) if trial.measurement.error), "none ran")
+        raise RuntimeError(f"no policy within budget could be measured: {failed}")
+    test = experiment.evaluator("test")
+    baselines = {name: choose([t for t in trials if t.source == name], problem, floor=floor) for name in _BASELINES}
+    proposed = {trial.policy.key for trial in trials if trial.source == config.search.strategy}
+    drop = {} if floor is None else {"accuracy_drop": config.budgets["accuracy_drop"]}
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": config.model_dump(mode="json"),
+        "device": {
+            "name": profile.name,
+            "title": profile.title,
+            "metrics": sorted(experiment.cost_model.metrics),
+            "provenance": profile.provenance.model_dump(mode="json"),
+        },
+        "objective": problem.objective,
+        "budgets": {**problem.budgets, **drop},
+        "status": solution.status,
+        "bound": solution.bound,
+        "predicted_optimum": solution.values[0] if solution.values else None,
+        "metric": config.evaluator.metric,
+        "score_unit": "%" if config.evaluator.metric == "accuracy" else "",
+        "score_noise": answer.measurement.details.get("score_error"),
+        "answer": _entry(answer, test),
+        "answer_is_baseline": answer.policy.key not in proposed,
+        "baselines": {name: None if trial is None else _entry(trial, test) for name, trial in baselines.items()},
+        "references": [_entry(trial, None) for trial in trials if trial.source == "uniform"],
+        "trials": len(trials),
+        "breakdown": cost_report(experiment.network, experiment.cost_model, answer.policy).to_doc(),
+        "marginal": _marginal(problem),
+        "warnings": list(profile.warnings(problem.costs(answer.policy))),
+    }
+    result["float"] = {"search_score": floating.score, "test_score": test.float_measurement().score}
+    result["verdict"] = verdict(result)
+    return result
+
+
+def _entry(trial: Trial, test: PTQEvaluator | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": f"{trial.source} #{trial.number}",
+        "source": trial.source,
+        "policy": trial.policy.to_doc(),
+        "costs": dict(trial.costs),
+        "score": trial.measurement.score if trial.measurement.ok else None,
+    }
+    if test is not None:
+        measured = test(trial.policy)
+        entry["test_score"] = measured.score if measured.ok else None
+        entry["test_noise"] = measured.details.get("score_error")
+    return entry
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """How good the answer is, by the test split, in one sentence; differences within two standard errors are ties."""
+    answer = result["answer"]
+    if answer["test_score"] is None:
+        return "The answer could not be measured on the test split."
+    unit = " points" if result["score_unit"] == "%" else ""
+    drop = result["float"]["test_score"] - answer["test_score"]
+    against = f"{abs(drop):.2f}{unit} {'below' if drop > 0 else 'above'} float" if abs(drop) >= 0.005 else "as float"
+    parts = [f"{answer['test_score']:.2f}{result['score_unit'] and ' %'} on the test split, {against}"]
+    for name, entry in result["baselines"].items():
+        parts.append(_comparison(answer, entry, name, unit, result["objective"]))
+    if result["answer_is_baseline"]:
+        parts.append(f"the search found nothing better than {answer['source']}, whose policy is the answer")
+    return "; ".join(parts) + "."
+
+
+def _comparison(
+    answer: Mapping[str, Any], entry: Mapping[str, Any] | None, name: str, unit: str, objective: str
+) -> str:
+    if entry is None:
+        return f"no {name} policy meets the budgets"
+    if entry["policy"] == answer["policy"]:
+        return f"the same policy as {name}"
+    if entry["test_score"] is None:
+        return f"the {name} policy could not be measured"
+    difference = answer["test_score"] - entry["test_score"]
+    errors = [error for error in (answer["test_noise"], entry["test_noise"]) if error is not None]
+    noise = 2.0 * math.hypot(*errors)
+    if abs(difference) <= noise:
+        words = f"ties with {name} ({difference:+.2f}{unit}, noise ±{noise:.2f})"
+    else:
+        known = f"noise ±{noise:.2f}" if errors else "noise unknown"
+        words = f"{'beats' if difference > 0 else 'loses to'} {name} by {abs(difference):.2f}{unit} ({known})"
+    if objective == "sensitivity":
+        return words
+    saved = entry["costs"][objective] - answer["costs"][objective]
+    return f"{words} and costs {abs(saved):.4g} {'less' if saved > 0 else 'more'} {objective}"
+
+
+def _marginal(problem: Problem) -> dict[str, Any]:
+    """What more or less of each budget does to the predicted objective: the problem solved again around the budget."""
+    return {metric: _around(problem, metric, budget) for metric, budget in problem.budgets.items()}
+
+
+def _around(problem: Problem, metric: str, budget: float) -> dict[str, Any]:
+    points = []
+    for factor in _MARGINAL_FACTORS:
+        other = problem.with_budgets({**problem.budgets, metric: factor * budget})
+        found = solve(other, gap=_MARGINAL_GAP, time_limit=_MARGINAL_SECONDS)
+        if found.values:
+            points.append({"budget": factor * budget, "objective": found.values[0]})
+    at = [point for point in points if point["budget"] >= budget]
+    price = None
+    if len(at) > 1:
+        price = (at[0]["objective"] - at[-1]["objective"]) / (at[-1]["budget"] - at[0]["budget"])
+    return {"budget": budget, "points": points, "price": price}
+
+
+def policy_document(experiment: Experiment, result: Mapping[str, Any], *, command: str) -> dict[str, Any]:
+    """The content of `policy.json`: the policy, what it is predicted to cost, what it scored, and where it is from."""
+    answer = result["answer"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": experiment.config.name,
+        "policy": answer["policy"],
+        "predicted": answer["costs"],
+        "measured": {
+            "metric": result["metric"],
+            "unit": result["score_unit"],
+            "fidelity": experiment.config.evaluator.kind,
+            "search_score": answer["score"],
+            "test_score": answer["test_score"],
+            "float_search_score": result["float"]["search_score"],
+            "float_test_score": result["float"]["test_score"],
+        },
+        "budgets": result["budgets"],
+        "provenance": {
+            "command": command,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": answer["source"],
+            "seed": experiment.config.seed,
+            "versions": versions(),
+            "hashes": {**experiment.hashes, "profile": experiment.profile.digest},
+            "device": result["device"],
+            "quantization": experiment.quantization.model_dump(mode="json"),
+            "config": result["experiment"],
+        },
+    }
+
+
+def trial_row(trial: Trial) -> dict[str, Any]:
+    """One line of `trials.csv`."""
+    return {
+        "number": trial.number,
+        "source": trial.source,
+        "score": trial.measurement.score,
+        "fidelity": trial.measurement.fidelity,
+        "seconds": round(trial.measurement.seconds, 4),
+        **trial.costs,
+        "error": trial.measurement.error,
+        "policy": " ".join(f"{layer}={precision}" for layer, precision in trial.policy.items()),
+    }
