@@ -1,0 +1,167 @@
+"""What makes up for part of the quantization error without changing a bit: for the policy in use, undone by `apply`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from haq.errors import InputError
+from haq.quant.model import QuantizedModel
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations per channel, merged batch by batch (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self.deviations: Tensor = torch.zeros(())
+
+    def merge(self, count: int, mean: Tensor, variance: Tensor) -> None:
+        """Add `count` values with their mean and population variance."""
+        mean, variance = mean.double(), variance.double()
+        total = self.count + count
+        delta = mean - self.mean.to(mean.device)
+        self.deviations = (
+            self.deviations.to(mean.device) + variance * count + delta.square() * (self.count * count / total)
+        )
+        self.mean = self.mean.to(mean.device) + delta * (count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        return self.deviations / self.count
+
+
+def reestimate_batch_norm(model: QuantizedModel) -> None:
+    """Replace batch norms' running statistics by those of the policy in use, in one pass over the calibration data.
+
+    Each batch is normalised by its own statistics on the way, as in training; mean and population variance are then
+    those of all batches together, exactly (not a moving average). Batch norms that are folded keep theirs. Known as
+    batch-norm re-tuning: Sun et al., "Hybrid 8-bit floating point (HFP8) training and inference" (NeurIPS 2019).
+
+    Raises:
+        InputError: a calibration batch has a single value per channel.
+    """
+    moments: dict[str, _Moments] = defaultdict(_Moments)
+    with _training_statistics(model, moments), torch.no_grad():
+        for inputs in model.calibration:
+            try:
+                model(inputs)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise InputError(
+                    "batch norm cannot be re-estimated on calibration batches of one sample; raise the batch size"
+                ) from error
+    model.set_batch_norm_statistics({name: (seen.mean, seen.variance) for name, seen in moments.items()})
+
+
+@contextmanager
+def _training_statistics(model: QuantizedModel, moments: dict[str, _Moments]) -> Iterator[None]:
+    """Batch norms normalise by the batch, whose statistics go into `moments`."""
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            assert isinstance(norm, _BatchNorm)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            count = output.numel() // output.shape[1]
+            # With momentum 1 the running statistics are the batch's; torch keeps the unbiased variance.
+            moments[name].merge(count, norm.running_mean, norm.running_var * ((count - 1) / count))
+
+        return hook
+
+    norms = model.batch_norms
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    before = {name: _snapshot(norm) for name, norm in norms.items()}
+    handles = [norm.register_forward_hook(hook_for(name)) for name, norm in norms.items()]
+    for norm in norms.values():
+        norm.training, norm.momentum = True, 1.0
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, norm in norms.items():
+            norm.training, norm.momentum = False, momenta[name]
+            for buffer, value in before[name].items():
+                getattr(norm, buffer).copy_(value)
+
+
+def _snapshot(norm: _BatchNorm) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}
+
+
+def correct_bias(model: QuantizedModel) -> None:
+    """Shift each layer's bias so that its mean output per channel is the float model's again.
+
+    The empirical bias correction of Nagel et al., "Data-free quantization through weight equalization and bias
+    correction" (ICCV 2019), section 4.2, in one pass: a batch is corrected layer after layer as it flows
+    through, so each layer sees inputs that are corrected already; the shifts are averaged over the batches. With one
+    batch the means agree exactly. Starts from the policy as applied: run it before re-estimating batch norm.
+    """
+    policy = model.policy
+    model.apply(None)
+    expected = [_means(model, inputs) for inputs in model.calibration]
+    model.apply(policy)
+    totals: dict[str, list[Tensor]] = defaultdict(list)
+    weights: dict[str, list[int]] = defaultdict(list)
+
+    def hook_for(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            mean, shape = _channel_mean(module, output)
+            shift = model.expected_mean(name, queue[name].pop(0)) - mean
+            totals[name].append(shift)
+            weights[name].append(output.numel())
+            return output + shift.reshape(shape)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.layers.items()]
+    try:
+        with torch.no_grad():
+            for inputs, means in zip(model.calibration, expected, strict=True):
+                queue = {name: list(calls) for name, calls in means.items()}
+                model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, shifts in totals.items():
+        share = torch.tensor(weights[name], dtype=shifts[0].dtype, device=shifts[0].device)
+        model.shift_bias(name, (torch.stack(shifts) * share[:, None]).sum(0) / share.sum())
+
+
+def _means(model: QuantizedModel, inputs: Any) -> dict[str, list[Tensor]]:
+    """Layer -> mean output per channel at each of its calls."""
+    means: dict[str, list[Tensor]] = defaultdict(list)
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            means[name].append(_channel_mean(module, output)[0])
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.layers.items()]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return means
+
+
+def _channel_mean(module: nn.Module, output: Tensor) -> tuple[Tensor, list[int]]:
+    """Mean per output channel, and the shape in which it broadcasts against `output`."""
+    channel = output.dim() - 1 if isinstance(module, nn.Linear) else 1
+    others = [dim for dim in range(output.dim()) if dim != channel]
+    shape = [1] * output.dim()
+    shape[channel] = output.shape[channel]
+    return (output.mean(others) if others else output), shape

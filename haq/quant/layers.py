@@ -1,0 +1,170 @@
+"""One layer of a quantized model: which formats its weights and its input have now."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from haq.config import QuantizationConfig
+from haq.errors import InputError
+from haq.quant.batch_norm import FoldedBatchNorm
+from haq.quant.calibration import calibrate_activation
+from haq.quant.histogram import Histogram
+from haq.quant.quantizers import Identity, Quantizer, float_quantizer
+from haq.quant.weights import WeightLayout, WeightQuantizer
+from haq.types import Format, Precision
+
+QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+FLOAT = Precision.parse("wfp32afp32")
+
+
+class QuantizedLayer:
+    """Switches a module between its float weight and quantized ones, and quantizes what it reads.
+
+    The module keeps its class, forward and hooks: `weight` (with a folded batch norm `bias` too) is replaced in place,
+    and a forward pre-hook that runs before all others quantizes the first argument. The quantized weight of each
+    format is made once and kept, so memory grows by one weight tensor per format used.
+
+    Attributes:
+        name: qualified module name.
+        module: the module of the wrapped copy.
+        precision: the formats in use.
+        seen: what the module read during calibration, over all its calls.
+        reads_shared: whether another layer reads the same tensor.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, quantization: QuantizationConfig, cache: InputCache) -> None:
+        weight = module._parameters.get("weight")
+        if weight is None:
+            raise InputError(
+                f"layer {name!r}: its weight is computed by a parametrization or a weight norm; make it a plain "
+                "parameter first (torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm)"
+            )
+        self.name = name
+        self.module = module
+        self.precision = FLOAT
+        self.seen = Histogram()
+        self.reads_shared = False
+        self.batch_norm: FoldedBatchNorm | None = None
+        self._float = (weight, module._parameters.get("bias"))
+        self._quantization = quantization
+        self._layout = WeightLayout.of(module, weight, quantization)
+        self._cache = cache
+        self._weight_quantizers: dict[Format, WeightQuantizer] = {}
+        self._weights: dict[Format, nn.Parameter] = {}
+        self._input_quantizers: dict[Format, Quantizer] = {}
+        self._input_quantizer: Quantizer = Identity()
+        module.register_forward_pre_hook(self._quantize_input, prepend=True, with_kwargs=True)
+
+    @property
+    def float_weight(self) -> Tensor:
+        """What is quantized: the float model's weight, or with batch norm folded in."""
+        return self._float[0] if self.batch_norm is None else self.batch_norm.weight
+
+    @property
+    def float_bias(self) -> nn.Parameter | None:
+        """The bias that goes with `float_weight`."""
+        return self._float[1] if self.batch_norm is None else self.batch_norm.bias
+
+    def fold(self, batch_norm: FoldedBatchNorm) -> None:
+        """From now on, quantized weights have `batch_norm` folded in, which is passed over while they are in use."""
+        self.batch_norm = batch_norm
+        self._weight_quantizers.clear()
+        self._weights.clear()
+
+    def apply(self, precision: Precision) -> None:
+        """Switch. With fp32 weights the float model's own weight, bias and batch norm are back in place."""
+        self._input_quantizer = self.input_quantizer(precision.activation)
+        is_float = isinstance(float_quantizer(precision.weight), Identity)
+        parameters = self.module._parameters
+        parameters["weight"] = self._float[0] if is_float else self._quantized(precision.weight)
+        parameters["bias"] = self._float[1] if is_float else self.float_bias
+        if self.batch_norm is not None:
+            self.batch_norm.skip(not is_float)
+        self.precision = precision
+
+    def weight_quantizer(self, fmt: Format) -> WeightQuantizer:
+        """The calibrated weight quantizer of `fmt`."""
+        if fmt not in self._weight_quantizers:
+            self._weight_quantizers[fmt] = WeightQuantizer.calibrate(
+                self.float_weight.detach(), fmt, self._layout, self._quantization
+            )
+        return self._weight_quantizers[fmt]
+
+    def quantized_weight(self, fmt: Format) -> Tensor:
+        """The weight in format `fmt`, shaped like the float one; made once, not to be written to."""
+        return self._quantized(fmt).detach()
+
+    def input_quantizer(self, fmt: Format) -> Quantizer:
+        """The calibrated quantizer of what the layer reads."""
+        if fmt not in self._input_quantizers:
+            self._input_quantizers[fmt] = calibrate_activation(
+                self.seen,
+                fmt,
+                scheme=self._quantization.activation_scheme or "affine",
+                method=self._quantization.activation_calibration or "mse",
+                percentile=self._quantization.percentile,
+            )
+        return self._input_quantizers[fmt]
+
+    def shift_bias(self, shift: Tensor) -> None:
+        """Add `shift`, `[out_channels]`, to the bias in use, until the next `apply`."""
+        bias = self.module._parameters.get("bias")
+        shifted = shift if bias is None else bias.detach() + shift
+        self.module._parameters["bias"] = nn.Parameter(shifted, requires_grad=False)
+
+    def expected_mean(self, float_mean: Tensor) -> Tensor:
+        """The float layer's mean output, `[out_channels]`, seen behind the batch norm while that is folded."""
+        if self.batch_norm is None or not self.batch_norm.skipped:
+            return float_mean
+        return float_mean * self.batch_norm.scale + self.batch_norm.shift
+
+    def _quantized(self, fmt: Format) -> nn.Parameter:
+        if fmt not in self._weights:
+            quantized = self.weight_quantizer(fmt)(self.float_weight.detach())
+            # The memory format decides which convolution kernel runs.
+            laid_out = torch.empty_like(self.float_weight.detach()).copy_(quantized)
+            self._weights[fmt] = nn.Parameter(laid_out, requires_grad=False)
+        return self._weights[fmt]
+
+    def _quantize_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        quantizer = self._input_quantizer
+        if isinstance(quantizer, Identity):
+            return None
+        if not args:
+            return args, {**kwargs, "input": self._read(kwargs["input"], quantizer)}
+        return (self._read(args[0], quantizer), *args[1:]), kwargs
+
+    def _read(self, x: Tensor, quantizer: Quantizer) -> Tensor:
+        return self._cache.quantize(x, quantizer) if self.reads_shared else quantizer(x)
+
+
+class InputCache:
+    """Quantizes a tensor that several layers read once per quantizer.
+
+    Entries die with their tensor, at the end of a forward pass, and when the tensor is written to. Tensors that do not
+    count their versions (inference mode) or that need gradients are quantized anew.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], int, dict[Quantizer, Tensor]]] = {}
+
+    def quantize(self, x: Tensor, quantizer: Quantizer) -> Tensor:
+        if x.is_inference() or (x.requires_grad and torch.is_grad_enabled()):
+            return quantizer(x)
+        entry = self._entries.get(id(x))
+        if entry is None or entry[0]() is not x or entry[1] != x._version:
+            key = id(x)
+            entry = (weakref.ref(x, lambda _: self._entries.pop(key, None)), x._version, {})
+            self._entries[key] = entry
+        if quantizer not in entry[2]:
+            entry[2][quantizer] = quantizer(x)
+        return entry[2][quantizer]
+
+    def clear_after(self, *_: Any) -> None:
+        """A forward hook of the whole model."""
+        self._entries.clear()

@@ -1,0 +1,48 @@
+"""Inputs, targets and outputs: a tensor, or tuples, lists and dicts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in `value`, in order; whatever else is in there is passed over."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from tensors_in(entry)
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            yield from tensors_in(entry)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with each tensor replaced by `function(tensor)`."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(map_tensors(function, entry) for entry in value)
+    return value
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Call with a tensor, with a tuple or list as positional, or with a dict as keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA where there is one. With its index, to compare by."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.empty(0, device=name).device

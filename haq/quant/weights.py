@@ -1,0 +1,101 @@
+"""Weights as matrices with one scale per row, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from haq.config import QuantizationConfig
+from haq.quant.calibration import calibrate_weight
+from haq.quant.quantizers import Quantizer
+from haq.types import Format
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLayout:
+    """How the weight of a layer falls into rows that share a scale.
+
+    Attributes:
+        shape: of the weight, as torch stores it.
+        transposed_groups: convolution groups of a transposed convolution, whose output channels lie along dimension 1
+            within each group; 0 for layers whose output channels are dimension 0.
+        granularity: `tensor`, `channel` (a row per output channel) or `group`.
+        group_size: values of an output channel that share a scale, along its flattened input dimensions.
+    """
+
+    shape: tuple[int, ...]
+    transposed_groups: int
+    granularity: str
+    group_size: int
+
+    @classmethod
+    def of(cls, module: nn.Module, weight: Tensor, quantization: QuantizationConfig) -> WeightLayout:
+        groups = module.groups if isinstance(module, nn.ConvTranspose2d) else 0
+        granularity = quantization.weight_granularity or "channel"
+        return cls(tuple(weight.shape), groups, granularity, quantization.group_size)
+
+    def split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Matrices `[rows, n]`: one, or with a remainder group two, the second with the shorter rows."""
+        channels = self._channels(weight)
+        if self.granularity == "tensor":
+            return (channels.reshape(1, -1),)
+        if self.granularity == "channel":
+            return (channels,)
+        whole = channels.shape[1] // self.group_size * self.group_size
+        full = channels[:, :whole].reshape(-1, self.group_size)
+        return tuple(block for block in (full, channels[:, whole:]) if block.numel())
+
+    def join(self, blocks: tuple[Tensor, ...]) -> Tensor:
+        """The weight whose `split` is `blocks`."""
+        out_channels = self._out_channels
+        return self._weight(torch.cat([block.reshape(out_channels, -1) for block in blocks], 1))
+
+    @property
+    def _out_channels(self) -> int:
+        return self.shape[1] * self.transposed_groups if self.transposed_groups else self.shape[0]
+
+    @property
+    def _by_group(self) -> tuple[int, ...]:
+        return (self.transposed_groups, self.shape[0] // self.transposed_groups, *self.shape[1:])
+
+    def _channels(self, weight: Tensor) -> Tensor:
+        if self.transposed_groups:
+            weight = weight.reshape(self._by_group).transpose(1, 2)
+        return weight.reshape(self._out_channels, -1)
+
+    def _weight(self, channels: Tensor) -> Tensor:
+        if self.transposed_groups:
+            groups, inner, outer, *kernel = self._by_group
+            return channels.reshape(groups, outer, inner, *kernel).transpose(1, 2).reshape(self.shape)
+        return channels.reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightQuantizer:
+    """Quantizes a whole weight tensor: a quantizer for each block of rows of its layout."""
+
+    layout: WeightLayout
+    blocks: tuple[Quantizer, ...]
+
+    @classmethod
+    def calibrate(
+        cls, weight: Tensor, fmt: Format, layout: WeightLayout, quantization: QuantizationConfig
+    ) -> WeightQuantizer:
+        """The quantizer of `weight` in format `fmt`."""
+        blocks = tuple(
+            calibrate_weight(
+                rows,
+                fmt,
+                scheme=quantization.weight_scheme or "symmetric",
+                method=quantization.weight_calibration or "mse",
+                percentile=quantization.percentile,
+            )
+            for rows in layout.split(weight)
+        )
+        return cls(layout, blocks)
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        parts = zip(self.blocks, self.layout.split(weight), strict=True)
+        return self.layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
