@@ -49,10 +49,13 @@ class SearchSpace:
     ties: Groups = ()
     activation_ties: Groups = ()
 
-    def formats(self) -> dict[str, tuple[Format, ...]]:
-        """Layer name -> every format that its weights or its activations may take, sorted."""
+    def formats(self) -> dict[str, tuple[tuple[Format, ...], tuple[Format, ...]]]:
+        """Layer name -> the formats that its weights and that its activations may take, sorted."""
         return {
-            name: tuple(sorted({fmt for choice in choices for fmt in (choice.weight, choice.activation)}))
+            name: (
+                tuple(sorted({choice.weight for choice in choices})),
+                tuple(sorted({choice.activation for choice in choices})),
+            )
             for name, choices in self.precisions.items()
         }
 

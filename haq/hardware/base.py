@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from haq.errors import InputError
 from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
 from haq.hardware.profile import HardwareProfile
-from haq.hardware.sections import AlignmentRow, ConversionRow, operation
+from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, operation
 from haq.types import METRICS, Cost, Format, LayerSpec, Network, Precision, Tensor
 
 MS_PER_US = 1e-3
@@ -118,6 +118,8 @@ class ProfileCostModel:
         self._granularity = weight_granularity
         self._group_size = group_size
         self._scheme = weight_scheme
+        self._supported = {op: profile.precisions(op) for op in OP_CLASSES}
+        self._accelerated = {op: profile.precisions(op, accelerated=True) for op in OP_CLASSES}
 
     def check(self) -> None:
         """Read what lies beside the profile, so that its errors come early.
@@ -157,10 +159,10 @@ class ProfileCostModel:
         return self.profile.ties.join_inputs
 
     def supported(self, layer: LayerSpec) -> tuple[Precision, ...]:
-        return self.profile.precisions(operation(layer))
+        return self._supported[operation(layer)]
 
     def accelerated(self, layer: LayerSpec, precision: Precision) -> bool:
-        return precision in self.profile.precisions(operation(layer), accelerated=True)
+        return precision in self._accelerated[operation(layer)]
 
     def layer_cost(self, layer: LayerSpec, precision: Precision) -> Cost:
         if precision not in self.supported(layer):
