@@ -131,6 +131,8 @@ class _Walk:
             self._values[node] = self._compute(node, operands)
 
     def _operands(self, node: Node) -> list[_Value]:
+        if ops.ignores_values(node):
+            return []
         return [self._values[source] for source in node.all_input_nodes if source in self._values]
 
     def _fold_constant(self, node: Node, sources: Iterable[Node]) -> None:
@@ -259,14 +261,15 @@ class _Walk:
         """Elements per sample of what `node` holds; whether they are numbers (not indices or masks); batched or not."""
         tensors = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
         numbers = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
-        total = sum(tensor.numel() for tensor in numbers or tensors)
-        if not isinstance(total, int):
+        counts = [tensor.numel() for tensor in numbers or tensors]
+        if not all(isinstance(count, int) for count in counts):
             raise InputError(
                 f"{self._names.describe(self._names.scope(node))} makes a tensor whose size depends on the data "
                 f"({ops.op_name(node)}); make its shape depend on the shapes of the inputs only"
             )
-        batched = total % self._batch == 0 and any(value.batched for value in operands)
-        return (total // self._batch if batched else total), bool(numbers), batched
+        per_sample = [count // self._batch if count % self._batch == 0 else count for count in counts]
+        batched = any(value.batched for value in operands) and any(count % self._batch == 0 for count in counts)
+        return sum(per_sample if batched else counts), bool(numbers), batched
 
 
 def _owner(operands: Sequence[_Value]) -> _Value:

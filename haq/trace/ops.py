@@ -73,6 +73,12 @@ def op_name(node: Node) -> str:
     return name.rstrip("_") if is_mutation(node) else name
 
 
+def ignores_values(node: Node) -> bool:
+    """Whether only the shapes of the operands count (`zeros_like`, `new_full`): the result is a constant."""
+    name = op_name(node)
+    return name.endswith("_like") or name.startswith("new_")
+
+
 def is_mutation(node: Node) -> bool:
     """Whether the operator writes into its first argument (`relu_`, `copy_`)."""
     return isinstance(node.target, OpOverload) and bool(node.target._schema.is_mutable)
