@@ -22,7 +22,7 @@ def report(profile: HardwareProfile = XEON, **changes: Precision):
 
 
 def with_keys(profile: HardwareProfile, **changes: object) -> HardwareProfile:
-    document = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
+    document = profile.to_doc()
     return HardwareProfile.model_validate({**document, **changes})
 
 

@@ -34,7 +34,7 @@ def build(device: HardwareProfile, config: SpaceConfig, network: Network = NETWO
 
 
 def with_input(name: str, input_format: str) -> HardwareProfile:
-    document = load_profile(name).model_dump(mode="json", by_alias=True, exclude_none=True)
+    document = load_profile(name).to_doc()
     return HardwareProfile.model_validate({**document, "input_format": input_format})
 
 

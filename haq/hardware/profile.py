@@ -157,6 +157,10 @@ class HardwareProfile(Section):
         names = {"size_bytes", "peak_activation_bytes", "bops"} | timed
         return frozenset(names | {"energy_mj"} if energy else names)
 
+    def to_doc(self) -> dict[str, Any]:
+        """Plain data with the keys of the file, defaults included."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
     def summary(self) -> dict[str, Any]:
         """One row of a list of devices."""
         return {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 
@@ -28,6 +29,12 @@ def test_provenance_says_where_the_figures_come_from(profile: HardwareProfile) -
     assert len(provenance.source) > 20
     assert provenance.date.year >= 2024
     assert all("from memory" not in text for text in (provenance.measured, provenance.published, provenance.derived))
+
+
+@SHIPPED
+def test_a_profile_reads_back_from_its_document(profile: HardwareProfile) -> None:
+    document = json.loads(json.dumps(profile.to_doc()))
+    assert HardwareProfile.model_validate(document).to_doc() == document
 
 
 def every_cost(model: CostModel):
