@@ -1,19 +1,65 @@
-"""The result of every sensitivity metric: a table of predicted loss increases."""
+"""The result of every sensitivity metric: a table of predicted loss increases; and what metrics have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from haq.config import read_json
 from haq.errors import InputError
 from haq.files import write_json
+from haq.quant.model import QuantizedModel
+from haq.quant.tree import tensors_in
 from haq.types import Format, Precision
 
-Formats = Mapping[str, tuple[Format, ...]]
-"""Layer name -> the formats to score."""
+Formats = Mapping[str, tuple[Sequence[Format], Sequence[Format]]]
+"""Layer name -> the weight formats and the activation formats to score."""
+Loss = Callable[[Any, Any], Tensor]
+"""`(outputs, targets)` -> scalar; a mean over the samples of the batch."""
+Batches = Iterable[tuple[Any, Any]]
+"""`(inputs, targets)` batches."""
+Progress = Callable[[int, int], None]
+"""Called with the number of steps done and their total."""
+Scores = tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]
+"""Of weights and of activations: layer -> format name -> predicted loss increase."""
+
+FP32 = Format.parse("fp32")
+
+
+class Samples(Protocol):
+    """Data in memory, such as a `haq.zoo.Split`."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """Consecutive `(inputs, targets)` batches."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+
+
+class Metric(Protocol):
+    """A sensitivity metric: the function `score` of one file of this folder.
+
+    It leaves the model as it found it, scores fp32 and other exact formats 0, and keeps of the data no more than one
+    batch's intermediate tensors in memory.
+    """
+
+    def __call__(
+        self,
+        model: QuantizedModel,
+        formats: Formats,
+        batches: Batches,
+        *,
+        loss: Loss,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -69,3 +115,34 @@ class SensitivityTable:
                 f"wanted {signature}); remove it or name another file"
             )
         return table
+
+
+def table_signature(model: QuantizedModel, formats: Formats, samples: Samples, settings: Mapping[str, Any]) -> str:
+    """A hash of what a table depends on: float weights and statistics, data, formats, quantization, settings.
+
+    Call it while `model` is in float. Shifted biases and the like would count.
+    """
+    tensors = [*model.module.state_dict().values(), *samples.tensors()]
+    digest = hashlib.sha256()
+    for tensor in (*tensors, *tensors_in(model.calibration)):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    text = {
+        "formats": {name: [[fmt.name for fmt in sorted(kind)] for kind in pair] for name, pair in formats.items()},
+        "quantization": model.quantization.model_dump(mode="json"),
+        **settings,
+    }
+    digest.update(json.dumps(text, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def monotone(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The scores with what noise put wrong put right: none below 0, and no format above one of fewer bits."""
+    result = {}
+    for layer, row in scores.items():
+        formats = sorted(map(Format.parse, row))
+        result[layer] = {
+            fmt.name: max(0.0, min(row[other.name] for other in formats if other.bits < fmt.bits or other == fmt))
+            for fmt in formats
+        }
+    return result

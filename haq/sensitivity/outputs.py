@@ -1,0 +1,75 @@
+"""What kind of prediction a model makes, and how the loss curves over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from haq.quant.tree import map_tensors, tensors_in
+from haq.sensitivity.probes import hessian_times, rademacher
+
+
+def are_logits(outputs: Any, targets: Any) -> bool:
+    """Whether outputs are `[n, classes, ...]` and targets the matching class indices `[n, ...]`."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and outputs.is_floating_point()
+        and not (targets.is_floating_point() or targets.dtype == torch.bool)
+        and outputs.dim() == targets.dim() + 1
+        and (outputs.shape[:1], outputs.shape[2:]) == (targets.shape[:1], targets.shape[1:])
+    )
+
+
+def curvature_probe(
+    outputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor], *, samples: int, generator: torch.Generator
+) -> Tensor:
+    """A scalar u' z of the outputs z with random u, E[u u'] = the curvature of the mean loss by the outputs.
+
+    With J the change of z by some perturbation, E[(u' J)^2] is then its Gauss-Newton curvature. For logits and class
+    indices the curvature is the softmax's Fisher information, each position counted 1 / positions, and u = sum over
+    classes c of e_c sqrt(p_c) (1_c - p) with random signs e_c. A loss that is a sum over output elements (squared
+    error, binary cross entropy, ...) tells its own curvature. Any other is taken by its gradient at the targets, whose
+    square stands for the curvature (the empirical Fisher).
+    """
+    if are_logits(outputs, targets):
+        return _softmax_probe(outputs, targets, generator)
+    tensors = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+    curvature = _elementwise_curvature(outputs, targets, loss, generator)
+    if curvature is None:
+        return loss(outputs, targets) * math.sqrt(samples)
+    products = [
+        (z * h.clamp(min=0).sqrt() * rademacher(z, generator)).sum() for z, h in zip(tensors, curvature, strict=True)
+    ]
+    return torch.stack(products).sum()
+
+
+def _softmax_probe(logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    p = logits.detach().float().softmax(1)
+    signed = p.sqrt() * rademacher(p, generator)
+    u = signed - p * signed.sum(1, keepdim=True)
+    # Positions whose target is no class, such as -100, do not count in the loss either.
+    counted = ((targets >= 0) & (targets < logits.shape[1])).unsqueeze(1)
+    return (logits * u * counted).sum() / math.sqrt(targets.numel())
+
+
+def _elementwise_curvature(
+    outputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor], generator: torch.Generator
+) -> tuple[Tensor, ...] | None:
+    """The diagonal of the loss's Hessian by the outputs, `None` unless the Hessian is that diagonal, and not zero."""
+    detached = map_tensors(lambda z: z.detach().requires_grad_(z.requires_grad), outputs)
+    tensors = [z for z in tensors_in(detached) if z.requires_grad]
+    gradients = torch.autograd.grad(loss(detached, targets), tensors, create_graph=True, materialize_grads=True)
+    ones = hessian_times(gradients, tensors, [torch.ones_like(z) for z in tensors])
+    signs = [rademacher(z, generator) for z in tensors]
+    products = hessian_times(gradients, tensors, signs)
+    largest = max((float(h.abs().max()) for h in products), default=0.0)
+    diagonal = all(
+        torch.allclose(h, s * product, rtol=1e-3, atol=1e-3 * largest)
+        for h, s, product in zip(ones, signs, products, strict=True)
+    )
+    return ones if diagonal and largest > 0 else None
