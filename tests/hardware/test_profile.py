@@ -177,3 +177,13 @@ def test_the_digest_covers_the_table(tmp_path: Path) -> None:
         digests.append(load_profile(write(tmp_path, text)).digest)
     assert digests[0] != digests[1]
     assert load_profile(tmp_path / "toy.toml").digest == digests[1]
+
+
+def test_the_example_of_the_readme_loads(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "hardware_profiles" / "README.md"
+    blocks = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
+    (tmp_path / "my_accelerator.csv").write_text(
+        "layer,weight,activation,latency_ms,energy_mj\nlinear_i16_o8_n1,int4,int8,0.5,\n"
+    )
+    model = build_cost_model(load_profile(write(tmp_path, blocks[0])))
+    assert model.layer_cost(linear("f", 16, 8), Precision.parse("w4a8")).latency_ms == 0.5
