@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from haq.report.style import (
     format_color,
     format_legend,
+    label_room,
     new_figure,
     rows_of_layers,
     show_layers,
@@ -51,7 +52,7 @@ def bits_data(policy: Policy) -> BitsData:
 def plot_bits(data: BitsData) -> Figure:
     """One pair of bars per layer, in rows of at most 48 layers; above 8 bits the scale is logarithmic."""
     rows = rows_of_layers(len(data.layers))
-    figure = new_figure(0.3 + 2.5 * len(rows), width=width_for(len(rows[0])))
+    figure = new_figure(0.3 + (1.6 + label_room(data.layers)) * len(rows), width=width_for(len(rows[0])))
     formats = sorted_formats([*data.weights, *data.activations])
     ticks = _ticks(formats)
     grid = figure.subplots(len(rows), squeeze=False)[:, 0]

@@ -67,7 +67,7 @@ def costs_caption(data: CostsData) -> str:
     else:
         between = f"Conversions between formats (hatched) take {number(100 * converted / total, digits=2)} %."
     label = metric_label(data.metric)
-    return f"{label} is {amount(data.metric, data.total)} in all; most of it in {leaders}. {between}"
+    return f"{label} is {amount(data.metric, data.total)} in all; the largest parts: {leaders}. {between}"
 
 
 def sensitivity_caption(data: SensitivityData) -> str:

@@ -91,7 +91,7 @@ def fronts_data(comparison: Comparison) -> list[list[Panel]]:
     for metric in comparison.metrics:
         panels = []
         for run in comparison.runs:
-            policies = [one for one in measured(run) if metric in one.costs]
+            policies = [one for one in measured(run) if one.costs.get(metric) is not None]
             points = tuple(Point(one.kind, one.text, one.costs[metric], one.score) for one in policies)
             front = tuple(points[i] for i in pareto_front([(point.cost, point.score) for point in points]))
             panels.append(Panel(metric, points, front, run.result.budgets.get(metric)))

@@ -12,6 +12,7 @@ from haq.report.style import (
     format_color,
     format_legend,
     label,
+    label_room,
     new_figure,
     rows_of_layers,
     show_layers,
@@ -152,7 +153,9 @@ def plot_strips(names: Sequence[str], policies: Sequence[Policy]) -> Figure:
     """One strip per run, a column per layer: weight format above, activation format below. All name the same layers."""
     layers = list(policies[0])
     rows = rows_of_layers(len(layers))
-    figure = new_figure((0.5 + 0.42 * len(names) + 1.1) * len(rows), width=max(7.0, width_for(len(rows[0]))))
+    figure = new_figure(
+        0.4 + (0.1 + 0.42 * len(names) + label_room(layers)) * len(rows), width=max(7.0, width_for(len(rows[0])))
+    )
     grid = figure.subplots(len(rows), squeeze=False)[:, 0]
     for axes, row in zip(grid, rows, strict=True):
         for number, policy in enumerate(policies):

@@ -10,6 +10,7 @@ from haq.report.style import (
     INK,
     format_color,
     format_legend,
+    label_room,
     new_figure,
     rows_of_layers,
     show_layers,
@@ -91,7 +92,7 @@ def plot_costs(data: CostsData) -> Figure:
     from matplotlib.patches import Patch
 
     rows = rows_of_layers(len(data.layers))
-    figure = new_figure(0.4 + 2.4 * len(rows), width=width_for(len(rows[0])))
+    figure = new_figure(0.3 + (1.5 + label_room(data.layers)) * len(rows), width=width_for(len(rows[0])))
     top = max((sum(parts) for parts in zip(data.own, data.switches, data.joins, strict=True)), default=0.0)
     unit = unit_of(data.metric, top)
     grid = figure.subplots(len(rows), squeeze=False)[:, 0]

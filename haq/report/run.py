@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from haq.config import one_line, read_json
 from haq.errors import InputError
@@ -17,6 +17,7 @@ from haq.types import Format, Policy, Precision, Trial
 
 PolicyDoc = Annotated[Policy, BeforeValidator(Policy.from_doc)]
 PrecisionText = Annotated[Precision, BeforeValidator(Precision.parse)]
+FormatName = Annotated[str, AfterValidator(lambda name: Format.parse(name).name)]
 
 
 class _Doc(BaseModel):
@@ -51,8 +52,8 @@ class SwitchCost(_Doc):
     tensor: str
     producer: str | None = Field(None, alias="from")
     to: list[str]
-    written: str
-    wanted: str
+    written: FormatName
+    wanted: FormatName
     costs: dict[str, float]
 
 
@@ -62,8 +63,8 @@ class JoinCost(_Doc):
     name: str
     owner: str | None = None
     other: str | None = None
-    written: str
-    wanted: str
+    written: FormatName
+    wanted: FormatName
     costs: dict[str, float]
 
 

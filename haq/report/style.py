@@ -28,7 +28,7 @@ PAGE_WIDTH = 11.0
 """Inches; every figure has this width, so that fonts have one size on the page."""
 
 # Red to yellow to blue with the bits (ColorBrewer's RdYlBu, colour-blind safe, darkened where it meets white paper).
-_INTEGERS = {1: "#67001f", 2: "#c1272d", 3: "#ef6a32", 4: "#fbb04e", 5: "#f3dc7c", 6: "#b5dbe0", 7: "#7fb8d8"}
+_INTEGERS = {1: "#67001f", 2: "#c62a22", 3: "#ef6a32", 4: "#fbb04e", 5: "#f3dc7c", 6: "#b5dbe0", 7: "#7fb8d8"}
 _INTEGERS |= {8: "#3f7fc1", 16: "#26408b", 32: "#1b1f3b"}
 _NAMED = {"binary": "#8e0152", "ternary": "#de77ae", "fp16": "#6a51a3", "bf16": "#9e9ac8", "fp32": "#54545c"}
 
@@ -133,12 +133,21 @@ def rows_of_layers(count: int, *, longest: int = 48, most: int = 8) -> list[rang
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def label_room(names: Sequence[str]) -> float:
+    """Inches that the names of layers need under a row of bars."""
+    return 0.25 if _flat(names) else 0.2 + 0.065 * max(len(label(name)) for name in names)
+
+
+def _flat(names: Sequence[str]) -> bool:
+    return len(names) <= 12 and max(map(len, names), default=0) <= 10
+
+
 def show_layers(axes: Axes, names: Sequence[str], *, width: int) -> None:
     """Name the layers under a row of bars that has room for `width`; in very long rows only each second, third, ..."""
     stride = math.ceil(width / 72)
     shown = range(0, len(names), stride)
-    flat = width <= 12 and max(map(len, names), default=0) <= 10
-    axes.set_xticks(list(shown), [label(names[i]) for i in shown], rotation=0 if flat else 90)
+    upright = width <= 12 and _flat(names)
+    axes.set_xticks(list(shown), [label(names[i]) for i in shown], rotation=0 if upright else 90)
     axes.tick_params(axis="x", length=0, labelsize=8 if width <= 30 else 7)
     axes.set_xlim(-0.6, width - 0.4)
 

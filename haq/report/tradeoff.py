@@ -102,14 +102,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def measured(run: Run) -> list[Measured]:
-    """Every policy with a score: trials, references, baselines, and the answer last."""
+    """Every policy with a score: trials that are nothing else, references, baselines, and the answer last."""
     result = run.result
-    found = [
-        Measured("trial", "", trial.costs, trial.measurement.score) for trial in run.trials if trial.measurement.ok
-    ]
     entries = [("reference", main_precision(entry.policy), entry) for entry in result.references]
     entries += [(kind, kind, entry) for kind, entry in result.baselines.items() if entry is not None]
     entries.append(("answer", "answer", result.answer))
+    named = {entry.policy.key for _, _, entry in entries}
+    trials = [trial for trial in run.trials if trial.measurement.ok and trial.policy.key not in named]
+    found = [Measured("trial", "", trial.costs, trial.measurement.score) for trial in trials]
     return found + [Measured(kind, text, e.costs, e.score) for kind, text, e in entries if e.score is not None]
 
 
@@ -143,7 +143,9 @@ def _data(run: Run, metrics: Sequence[str]) -> TradeoffData:
     panels = []
     for metric in metrics:
         points = tuple(
-            Point(one.kind, one.text, one.costs[metric], one.score) for one in policies if metric in one.costs
+            Point(one.kind, one.text, one.costs[metric], one.score)
+            for one in policies
+            if one.costs.get(metric) is not None
         )
         front = tuple(points[i] for i in pareto_front([(p.cost, p.score) for p in points]))
         panels.append(Panel(metric, points, front, result.budgets.get(metric)))
