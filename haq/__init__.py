@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from haq.quant import QuantizedModel
     from haq.run import run_experiment
     from haq.search import SearchStrategy
-    from haq.trace import trace
     from haq.types import Format, Measurement, Network, Policy, Precision, Trial
     from haq.zoo import DataSplits, Split
 
@@ -40,7 +39,6 @@ __all__ = [
     "load_problem",
     "load_profile",
     "run_experiment",
-    "trace",
 ]
 
 _HOMES = {
@@ -52,7 +50,6 @@ _HOMES = {
     "haq.quant": ("QuantizedModel",),
     "haq.run": ("run_experiment",),
     "haq.search": ("SearchStrategy",),
-    "haq.trace": ("trace",),
     "haq.types": ("Format", "Measurement", "Network", "Policy", "Precision", "Trial"),
     "haq.zoo": ("DataSplits", "Split"),
 }

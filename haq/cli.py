@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 hardware_app = typer.Typer(help="The devices that have a profile.", no_args_is_help=True)
 app.add_typer(hardware_app, name="hardware")
+_MOST_PRECISIONS = 9
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _out = Console(highlight=False)
 
@@ -272,7 +273,9 @@ def hardware_list(as_json: AsJson = False) -> None:
     table = Table("name", "device", "cost model", "precisions", "metrics")
     for profile in profiles:
         row = profile.summary()
-        table.add_row(row["name"], row["title"], row["kind"], ", ".join(row["precisions"]), ", ".join(row["metrics"]))
+        shown, more = row["precisions"][:_MOST_PRECISIONS], row["precisions"][_MOST_PRECISIONS:]
+        precisions = ", ".join(shown) + (f", ... ({len(more)} more)" if more else "")
+        table.add_row(row["name"], row["title"], row["kind"], precisions, ", ".join(row["metrics"]))
     _out.print(table)
 
 
@@ -281,7 +284,7 @@ def hardware_show(name: Annotated[str, typer.Argument(help="Name of a profile, o
     """Print one device profile, with its provenance, as JSON."""
     from haq.hardware import load_profile
 
-    _print_json(load_profile(name).model_dump(mode="json", exclude_none=True))
+    _print_json(load_profile(name).to_doc())
 
 
 def _version(show: bool) -> None:

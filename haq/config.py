@@ -39,6 +39,8 @@ class ModelConfig(_NameOrFactory):
 
     checkpoint: Path | None = None
     """Weights to load (safetensors, relative to the experiment file)."""
+    float_modules: tuple[str, ...] = ()
+    """Names or glob patterns of modules that compute with weights `haq` cannot quantize and that stay in float."""
 
 
 class DataConfig(_NameOrFactory):

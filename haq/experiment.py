@@ -39,7 +39,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -117,9 +117,10 @@ class Experiment:
     def network(self) -> Network:
         """The traced model."""
         inputs = self.data.train.head(1).inputs
-        if isinstance(inputs, Mapping):
-            return trace(self.model, (), example_kwargs=dict(inputs))
-        return trace(self.model, inputs if isinstance(inputs, tuple) else (inputs,))
+        keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
+        arguments = () if keywords else inputs if isinstance(inputs, tuple) else (inputs,)
+        kept = self.config.model.float_modules
+        return trace(self.model, arguments, example_kwargs=keywords, float_modules=kept)
 
     @cached_property
     def profile(self) -> HardwareProfile:

@@ -207,11 +207,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """An add, concat or product of tensors that several layers wrote.
+    """An add, concat, product or the like of tensors that several layers wrote.
 
     Attributes:
         name: the graph node's.
-        kind: `add`, `concat` or `mul`.
+        kind: `add`, `concat`, `mul`, `matmul` or `other`.
         owner: the layer whose output format the result has: the operand computed last.
         others: `(layer or None for a network input, elements per sample)` of each other operand.
         elements: of the result, per sample.
@@ -270,9 +270,11 @@ class Network:
         return tuple(tensor.consumers for tensor in self.tensors if len(set(tensor.consumers)) > 1)
 
     def joined_writes(self) -> tuple[tuple[str, ...], ...]:
-        """For each join, the two or more layers that wrote its operands."""
+        """For each add or concat, the two or more layers that wrote its operands."""
         groups = []
         for join in self.joins:
+            if join.kind not in ("add", "concat"):
+                continue
             names = dict.fromkeys(
                 name for name in (join.owner, *(other for other, _ in join.others)) if name is not None
             )
