@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -108,27 +110,26 @@ def search(
 
 
 def _show_result(folder: Path, result: dict[str, Any]) -> None:
-    rows = {"float": None, **result["baselines"], "answer": result["answer"]}
-    metrics = [metric for metric in result["answer"]["costs"] if metric in result["device"]["metrics"]]
-    unit = result["score_unit"]
-    table = Table("", f"test score {unit}", f"search score {unit}", *metrics, title=result["device"]["title"])
-    for name, entry in rows.items():
-        if name == "float":
-            table.add_row("float", _number(result["float"]["test_score"]), _number(result["float"]["search_score"]))
-        elif entry is None:
-            table.add_row(name, "over budget")
-        else:
-            costs = [_number(entry["costs"].get(metric)) for metric in metrics]
-            table.add_row(name, _number(entry["test_score"]), _number(entry["score"]), *costs)
-    _out.print(table)
     from haq.types import Policy
 
+    columns = {name: entry for name, entry in (*result["baselines"].items(), ("answer", result["answer"])) if entry}
+    floating, unit = result["float"], result["score_unit"] and f" {result['score_unit']}"
+    table = Table("", "budget", "float", *columns, title=result["device"]["title"])
+    for key, label in (("test_score", f"test score{unit}"), ("score", f"search score{unit}")):
+        ours = floating["search_score" if key == "score" else key]
+        table.add_row(label, "", _number(ours), *(_number(entry[key]) for entry in columns.values()))
+    for metric in result["answer"]["costs"]:
+        bound = result["budgets"].get(metric)
+        costs = (_number(entry["costs"][metric]) for entry in columns.values())
+        table.add_row(metric, "" if bound is None else _number(bound), "", *costs)
+    _out.print(table)
     policy = Policy.from_doc(result["answer"]["policy"])
-    _out.print("Policy: " + "  ".join(f"{layer} {precision}" for layer, precision in policy.items()), markup=False)
+    shown = [f"{escape(layer)} [bold]{precision}[/]" for layer, precision in policy.items()]
+    _out.print(Columns(shown, padding=(0, 3)))
     _out.print(result["verdict"], markup=False)
     for warning in result["warnings"]:
         _out.print(f"warning: {warning}", markup=False)
-    _out.print(f"Report: {folder / 'report.html'}   Policy: {folder / 'policy.json'}", markup=False, soft_wrap=True)
+    _out.print(f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}", markup=False, soft_wrap=True)
 
 
 @app.command()

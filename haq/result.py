@@ -14,7 +14,7 @@ from haq.evaluate import PTQEvaluator
 from haq.experiment import Experiment
 from haq.problem import Problem
 from haq.search.solve import Solution, solve
-from haq.types import Measurement, Trial
+from haq.types import Measurement, Policy, Trial
 
 SCHEMA_VERSION = 1
 _MARGINAL_FACTORS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
@@ -134,10 +134,16 @@ def verdict(result: Mapping[str, Any]) -> str:
     against = f"{abs(drop):.2f}{unit} {'below' if drop > 0 else 'above'} float" if abs(drop) >= 0.005 else "as float"
     parts = [f"{answer['test_score']:.2f}{result['score_unit'] and ' %'} on the test split, {against}"]
     for name, entry in result["baselines"].items():
-        parts.append(_comparison(answer, entry, name, unit, result["objective"]))
+        parts.append(_comparison(answer, entry, _label(name, entry), unit, result["objective"]))
     if result["answer_is_baseline"]:
         parts.append(f"the search found nothing better than {answer['source']}, whose policy is the answer")
     return "; ".join(parts) + "."
+
+
+def _label(name: str, entry: Mapping[str, Any] | None) -> str:
+    """`uniform w4a4` where one precision says it all, else `uniform`."""
+    precisions = {str(precision) for precision in Policy.from_doc(entry["policy"]).values()} if entry else set()
+    return f"{name} {precisions.pop()}" if len(precisions) == 1 else name
 
 
 def _comparison(
