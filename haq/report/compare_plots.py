@@ -21,7 +21,7 @@ from haq.report.style import (
     text_on,
     width_for,
 )
-from haq.report.tradeoff import Panel
+from haq.report.tradeoff import Panel, score_range
 from haq.report.units import unit_of
 from haq.types import Format, Policy
 
@@ -45,7 +45,7 @@ def plot_fronts(names: Sequence[str], panels: Sequence[Sequence[Panel]], *, axis
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(0.5 + 3.1 * rows + 0.18 * len(names), width=(6.5, 9.0, PAGE_WIDTH)[columns - 1])
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    low, high = _range([panel for metric in panels for panel in metric])
+    low, high = score_range([panel for metric in panels for panel in metric])
     for axes, runs in zip(grid.flat, panels, strict=False):
         _fronts(axes, runs, low=low)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.06 * (high - low))
@@ -55,17 +55,6 @@ def plot_fronts(names: Sequence[str], panels: Sequence[Sequence[Panel]], *, axis
         axes.set_ylabel(label(axis))
     _legend(figure, names)
     return figure
-
-
-def _range(panels: Sequence[Panel]) -> tuple[float, float]:
-    """From a little below the worst answer or baseline to the best score."""
-    scores = [point.score for panel in panels for point in panel.points]
-    key = [p.score for panel in panels for p in panel.points if p.kind in ("answer", "uniform", "greedy")] or scores
-    if not scores:
-        return 0.0, 1.0
-    high = max(scores)
-    low = max(min(scores), min(key) - 0.6 * (high - min(key)))
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _fronts(axes: Axes, runs: Sequence[Panel], *, low: float) -> None:

@@ -33,7 +33,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     for row in budget_rows(result)[:2]:
         found.append({"value": row["used"], "text": f"{row['label'].lower()} of at most {row['limit']}"})
     bits = answer.costs.get("average_weight_bits")
-    if bits is not None and "average_weight_bits" not in result.budgets:
+    if bits is not None and "average_weight_bits" not in result.budgets and len(found) < 5:
         found.append({"value": number(bits, digits=3), "text": "weight bits on average"})
     return found
 
@@ -231,7 +231,11 @@ def method(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
         "seed": config.get("seed"),
     }
     groups: dict[str, Mapping[str, Any]] = {
-        "Model and data": {"model": config.get("model", {}), "data": config.get("data", {})},
+        "Model and data": {
+            "model": config.get("model", {}),
+            "data": config.get("data", {}),
+            "samples": provenance.get("splits", {}),
+        },
         "Score": _SPLITS | config.get("evaluator", {}),
         "Quantization": provenance.get("quantization") or config.get("quantization", {}),
         "Sensitivity": config.get("sensitivity", {}),

@@ -68,7 +68,7 @@ def plot_sensitivity(data: SensitivityData) -> Figure:
     blocks = rows_of_layers(len(data.layers), longest=40, most=4)
     kinds = [kind for kind in _KINDS if data.formats[kind]]
     size = len(blocks[0])
-    figure = new_figure(1.1 + max(0.4, 0.165 * min(size, 80)), width=min(PAGE_WIDTH, 3.2 + 3.4 * len(blocks)))
+    figure = new_figure(1.1 + max(1.3, 0.165 * min(size, 80)), width=min(PAGE_WIDTH, 3.2 + 3.4 * len(blocks)))
     ratios = [len(data.formats[kind]) for _ in blocks for kind in kinds]
     axes = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
     norm = _norm(data)

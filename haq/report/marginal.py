@@ -63,9 +63,11 @@ class MarginalData:
             return "What more would buy was not computed."
         if self.points[-1][1] >= self.current * (1 - 1e-6):
             return "More would buy nothing."
-        share = f" ({number(100 * self.gain / self.current, digits=2)} %)" if self.current else ""
-        bought = f"{amount(self.objective, self.gain, digits=2)} less {_lower(self.objective)}{share}"
-        return f"{amount(self.metric, self.step)} more would buy about {bought}."
+        share = f"{number(100 * self.gain / self.current, digits=2)} %"
+        target = amount(self.objective, self.current - self.gain, digits=2)
+        return (
+            f"{amount(self.metric, self.step)} more would buy about {share} less {_lower(self.objective)} ({target})."
+        )
 
 
 def _lower(metric: str) -> str:
@@ -118,7 +120,7 @@ def _panel(axes: Axes, data: MarginalData) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(values, default=0.0) or 1.0)
     axes.set_xlabel(label(f"{unit.label} budget [{unit.name}]" if unit.name else f"{unit.label} budget", longest=48))
     axes.set_ylabel(label(f"least {best.axis[0].lower()}{best.axis[1:]}", longest=40))
     axes.grid(axis="x")

@@ -13,7 +13,8 @@ from haq.report.heatmap import plot_sensitivity, sensitivity_data
 from haq.report.marginal import marginal_data, plot_marginal
 from haq.report.run import Run, load_run, load_sensitivities
 from haq.report.style import png
-from haq.report.tradeoff import plot_tradeoff, prediction_data, tradeoff_data
+from haq.report.tradeoff import prediction_data, tradeoff_data
+from haq.report.tradeoff_plot import plot_tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

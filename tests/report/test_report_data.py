@@ -20,7 +20,7 @@ from haq.report.heatmap import sensitivity_data
 from haq.report.marginal import MarginalData, marginal_data
 from haq.report.run import Breakdown, Marginal, Run, load_run
 from haq.report.style import format_color, label, rgb, rows_of_layers, sorted_formats, text_on
-from haq.report.tradeoff import pareto_front, ranked_right, tradeoff_data
+from haq.report.tradeoff import Panel, Point, pareto_front, ranked_right, score_range, tradeoff_data
 from haq.report.units import amount, column, is_tie, number, score
 from haq.types import Policy, Precision
 
@@ -64,6 +64,29 @@ def test_tradeoff_puts_the_budgeted_metric_first(tmp_path: Path) -> None:
     data = tradeoff_data(load_run(folder))
     assert [panel.metric for panel in data.panels] == ["bops", "size_bytes", "average_weight_bits"]
     assert [panel.budget is None for panel in data.panels] == [False, True, True]
+
+
+def _panel(**kinds: list[float]) -> Panel:
+    return Panel(
+        "m", tuple(Point(kind, "", 1.0, value) for kind, values in kinds.items() for value in values), (), None
+    )
+
+
+def test_score_range_leaves_policies_at_chance_level_out() -> None:
+    low, high = score_range([_panel(answer=[92.0], greedy=[91.0], uniform=[25.0], trial=[10.0, 92.5])], noise=0.3)
+    assert high == 92.5
+    assert 85 < low < 91
+
+
+def test_score_range_shows_everything_where_scores_are_close() -> None:
+    panel = _panel(answer=[92.0], uniform=[91.8], trial=[91.5, 92.5])
+    assert score_range([panel], lines=[93.0], noise=0.5) == (91.5, 93.0)
+
+
+@pytest.mark.parametrize("scores", [{}, {"answer": [5.0]}, {"trial": [5.0, 5.0]}], ids=["none", "one", "equal"])
+def test_score_range_is_never_empty(scores: dict[str, list[float]]) -> None:
+    low, high = score_range([_panel(**scores)])
+    assert low < high
 
 
 def test_bits_data_keeps_network_order() -> None:
@@ -136,7 +159,7 @@ def test_marginal_says_what_a_round_amount_more_buys() -> None:
     data = _curve((0.9, 8.0), (1.0, 6.0), (1.2, 4.0))
     assert (data.current, data.step) == (6.0, 0.1)
     assert data.gain == pytest.approx(1.0)
-    assert data.words == "0.1 ms more would buy about 1 less predicted loss increase (17 %)."
+    assert data.words == "0.1 ms more would buy about 17 % less predicted loss increase (5)."
 
 
 @pytest.mark.parametrize(
