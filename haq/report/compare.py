@@ -118,8 +118,7 @@ def same_layers(runs: Sequence[Run]) -> bool:
 
 def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     """`accuracy`, `progress` and, where the layers agree, `bits`."""
-    result = comparison.runs[0].result
-    axis = f"{result.metric} [{result.score_unit}]" if result.score_unit else result.metric
+    axis = comparison.runs[0].result.score_axis
     found = (
         {"accuracy": plot_fronts(comparison.names, fronts_data(comparison), axis=axis)} if comparison.metrics else {}
     )

@@ -94,6 +94,7 @@ def _fronts(axes: Axes, runs: Sequence[Panel], *, low: float) -> None:
         if run.budget is not None:
             dashes = _DASHES[number % len(_DASHES)]  # equal budgets of several runs stay visible beneath each other
             axes.axvline(run.budget / unit.factor, color=color, linewidth=1.0, linestyle=dashes, zorder=1)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(label(unit.axis, longest=40))
     axes.grid(axis="x")
     axes.margins(x=0.06)
@@ -112,10 +113,20 @@ def plot_progress(names: Sequence[str], progress: Sequence[Sequence[tuple[int, f
         axes.plot(steps, best, color=color, linewidth=1.6, drawstyle="steps-post")
         axes.plot(steps[-1:], best[-1:], "o", color=color, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _show_the_end(axes, progress)
     axes.set_xlabel("policies evaluated")
     axes.set_ylabel(label(f"best {axis}", longest=40))
     _legend(figure, names)
     return figure
+
+
+def _show_the_end(axes: Axes, progress: Sequence[Sequence[tuple[int, float]]]) -> None:
+    """Leave out scores far below: how the searches end matters, not how badly one began."""
+    scores = [best for curve in progress for _, best in curve]
+    high, last = max(scores), min(curve[-1][1] for curve in progress if curve)
+    floor = high - 4 * (high - last)
+    if high > last and floor > min(scores):
+        axes.set_ylim(floor, high + 0.3 * (high - last))
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     result, unit = run.result, run.result.score_unit
     answer, reference = result.answer, result.unquantized
     split, value, base = _scores(answer.test_score, reference.test_score, answer.score, reference.search_score)
-    found = [{"value": score(value, unit), "text": f"{result.metric} on the {split} split"}]
+    found = [{"value": score(value, unit), "text": f"{result.score_name} on the {split} split"}]
     if value is not None and base is not None:
         found.append(
             {"value": score(value - base, unit, signed=True), "text": f"against the float model ({score(base, unit)})"}

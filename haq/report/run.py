@@ -142,6 +142,16 @@ class Result(_Doc):
     warnings: list[str] = []
     command: str = ""
 
+    @property
+    def score_name(self) -> str:
+        """What the score is called in figures: `balanced accuracy` for `my_module:balanced_accuracy`."""
+        return self.metric.rpartition(":")[2].replace("_", " ")
+
+    @property
+    def score_axis(self) -> str:
+        """The label of an axis of scores."""
+        return f"{self.score_name} [{self.score_unit}]" if self.score_unit else self.score_name
+
 
 @dataclass(frozen=True)
 class Run:

@@ -62,7 +62,7 @@ class TradeoffData:
     """Accuracy against each metric.
 
     Attributes:
-        score: name of the score.
+        axis: name of the score with its unit.
         unit: its unit.
         panels: one per metric, budgeted metrics first.
         float_score: of the unquantized model.
@@ -70,16 +70,12 @@ class TradeoffData:
         least_score: the budget on the accuracy drop as a score, if there is one.
     """
 
-    score: str
+    axis: str
     unit: str
     panels: tuple[Panel, ...]
     float_score: float | None
     noise: float | None
     least_score: float | None
-
-    @property
-    def axis(self) -> str:
-        return f"{self.score} [{self.unit}]" if self.unit else self.score
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -144,7 +140,7 @@ def _data(run: Run, metrics: Sequence[str]) -> TradeoffData:
         panels.append(Panel(metric, points, front, result.budgets.get(metric)))
     reference, drop = result.unquantized.search_score, result.budgets.get("accuracy_drop")
     least = None if reference is None or drop is None else reference - drop
-    return TradeoffData(result.metric, result.score_unit, tuple(panels), reference, result.score_noise, least)
+    return TradeoffData(result.score_axis, result.score_unit, tuple(panels), reference, result.score_noise, least)
 
 
 def score_range(panels: Sequence[Panel], *, lines: Sequence[float] = (), noise: float = 0.0) -> tuple[float, float]:

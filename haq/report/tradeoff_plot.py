@@ -98,6 +98,8 @@ def _panel(axes: Axes, panel: Panel, data: TradeoffData, *, low: float, high: fl
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
+    else:
+        axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(label(unit.axis, longest=40))
     axes.grid(axis="x")
     axes.margins(x=0.08)
