@@ -51,7 +51,9 @@ class Histogram:
         nonzero = sample[sample != 0].to(torch.float32)
         self.zeros += sample.numel() - nonzero.numel()
         if nonzero.numel():
-            bins = ((nonzero + self.reach) * (_HALF_BINS / self.reach)).to(torch.int64).clamp_(0, 2 * _HALF_BINS - 1)
+            # Scaling by a power of two is exact, so a value falls into the same bin before and after a merge.
+            bins = (nonzero * (_HALF_BINS / self.reach)).floor_().to(torch.int64) + _HALF_BINS
+            bins.clamp_(max=2 * _HALF_BINS - 1)
             self._counts += torch.bincount(bins, minlength=2 * _HALF_BINS).cpu()
 
     def _grow(self, largest: float) -> None:
