@@ -218,12 +218,16 @@ class Problem:
         """
         assignment, over = descend(self.near, self.assignment(self.nearest(policy)))
         if over > 0:
-            assignment = self._within_budget
+            assignment = self.affordable
         return self.policy(assignment)
 
     @cached_property
-    def _within_budget(self) -> Ints:
-        """Some assignment within budget, reached from the cheapest ones."""
+    def affordable(self) -> Ints:
+        """Some assignment within budget, reached by small steps from the cheapest ones.
+
+        Raises:
+            InfeasibleError: as `repair`.
+        """
         scaled = {metric: _scaled(self.tables, metric, bound) for metric, bound in self.budgets.items()}
         minimum: dict[str, float] = {}
         for cost in [*scaled.values(), sum(scaled.values())]:

@@ -26,8 +26,10 @@ class _Round:
     leaf_edge: Ints
     leaf_flip: Bools
     mid: Ints
+    left: Ints
     left_edge: Ints
     left_flip: Bools
+    right: Ints
     right_edge: Ints
     right_flip: Bools
     out_edge: Ints
@@ -126,7 +128,7 @@ class Elimination:
     def _round(chosen: list[int], near: list[dict[int, int]], slots: list[tuple[int, int]], fixed: set[int]) -> _Round:
         alone: list[int] = []
         leaves: list[tuple[int, int, int, bool]] = []
-        mids: list[tuple[int, int, bool, int, bool, int]] = []
+        mids: list[tuple[int, int, int, bool, int, int, bool, int]] = []
         for node in chosen:
             links = sorted(near[node].items())
             for other, _ in links:
@@ -144,10 +146,10 @@ class Elimination:
                 out = near[u][w]
                 fixed.add(out)
                 # Tables are wanted as [left, node] and [node, right]; they are stored as [smaller, larger].
-                mids.append((node, left, slots[left][0] == node, right, slots[right][0] != node, out))
+                mids.append((node, u, left, slots[left][0] == node, w, right, slots[right][0] != node, out))
 
         leaf = np.array(leaves, dtype=np.int64).reshape(-1, 4).T
-        mid = np.array(mids, dtype=np.int64).reshape(-1, 6).T
+        mid = np.array(mids, dtype=np.int64).reshape(-1, 8).T
         return _Round(
             alone=np.array(alone, dtype=np.int64),
             leaf=leaf[0],
@@ -155,11 +157,13 @@ class Elimination:
             leaf_edge=leaf[2],
             leaf_flip=leaf[3].astype(np.bool_),
             mid=mid[0],
-            left_edge=mid[1],
-            left_flip=mid[2].astype(np.bool_),
-            right_edge=mid[3],
-            right_flip=mid[4].astype(np.bool_),
-            out_edge=mid[5],
+            left=mid[1],
+            left_edge=mid[2],
+            left_flip=mid[3].astype(np.bool_),
+            right=mid[4],
+            right_edge=mid[5],
+            right_flip=mid[6].astype(np.bool_),
+            out_edge=mid[7],
         )
 
     def minimise(self, unary: Floats, tables: Floats) -> Solved:
@@ -226,10 +230,8 @@ class Solved:
             cost = self._unary[step.leaf] + self._row(step.leaf_edge, ~step.leaf_flip, result[step.leaf_to])
             result[step.leaf] = cost.argmin(axis=1)
             cost = self._unary[step.mid]
-            slots = np.array(self.order.slots, dtype=np.int64).reshape(-1, 2)
-            for edge, flip in ((step.left_edge, step.left_flip), (step.right_edge, ~step.right_flip)):
-                other = np.where(flip, slots[edge, 1], slots[edge, 0])
-                cost = cost + self._row(edge, ~flip, result[other])
+            cost = cost + self._row(step.left_edge, ~step.left_flip, result[step.left])
+            cost = cost + self._row(step.right_edge, step.right_flip, result[step.right])
             result[step.mid] = cost.argmin(axis=1)
         return result
 

@@ -41,6 +41,9 @@ class Relaxation:
         self._find_states([term for metric in metrics for term in terms[metric]], [tie.members for tie in tables.ties])
         groups = len(tables.groups)
         self.size = max([int(self.counts.max()), *(len(formats) for _, formats in ties)])
+        # A choice for each state of a group, [G, K]; the first choice as padding.
+        self._choice_of_state = np.zeros((groups, self.size), dtype=np.int64)
+        self._choice_of_state[self._where] = tables.choice_of[self._sorted[self._begins]]
         pairs = sorted({(min(g, h), max(g, h)) for metric in metrics for g, h, _ in terms[metric]})
         links = [(g, groups + tie) for tie, (members, _) in enumerate(ties) for g, _ in members]
         slot = {pair: index for index, pair in enumerate(pairs)}
@@ -49,7 +52,7 @@ class Relaxation:
         row = 0
         for members, formats in ties:
             for group, labels in members:
-                state_labels = labels[self._choices_of_states(group)]
+                state_labels = labels[self._choice_of_state[group]]
                 self.link_tables[row, :, : len(formats)] = np.where(state_labels[:, None] == formats, 0.0, np.inf)
                 self.link_tables[row, :, len(formats) :] = self.link_tables[row, :, :1]
                 row += 1
@@ -70,12 +73,11 @@ class Relaxation:
         """Number the states: `state[v]` per variable (from 0 in each group), `counts` per group, `_members` inverse."""
         tables = self.tables
         labels: list[tuple[int, Ints]] = [entry for members in ties for entry in members]
-        for (first, second), matrices in _by_shape(terms).items():
-            stack = np.stack([matrix for _, _, matrix in matrices])
+        for same in _by_shape(terms).values():
+            stack = np.stack([matrix for _, _, matrix in same])
             rows, columns = _equal_rows(stack), _equal_rows(stack.transpose(0, 2, 1))
-            del first, second
-            labels += [(g, row) for (g, _, _), row in zip(matrices, rows, strict=True)]
-            labels += [(h, column) for (_, h, _), column in zip(matrices, columns, strict=True)]
+            labels += [(g, row) for (g, _, _), row in zip(same, rows, strict=True)]
+            labels += [(h, column) for (_, h, _), column in zip(same, columns, strict=True)]
         state = np.zeros(tables.start[-1], dtype=np.int64)
         waves: list[list[tuple[int, Ints]]] = []
         depth = [0] * len(tables.groups)
@@ -102,21 +104,17 @@ class Relaxation:
         groups = np.repeat(np.arange(len(tables.groups)), self.counts)
         self._where = groups, np.arange(len(groups)) - first[groups]
 
-    def _choices_of_states(self, group: int) -> Ints:
-        """A choice for each state of a group, the first one repeated as padding."""
-        where = slice(self.tables.start[group], self.tables.start[group + 1])
-        result = np.zeros(self.size, dtype=np.int64)
-        states, choices = np.unique(self.state[where], return_index=True)
-        result[states] = choices
-        return result
-
     def _stack(self, terms: Sequence[tuple[int, int, Floats]], slot: Mapping[tuple[int, int], int]) -> Floats:
         """Pair costs of one metric on states, `[pairs, K, K]`, parallel terms added up."""
         result = np.zeros((len(slot), self.size, self.size))
-        representative = {group: self._choices_of_states(group) for g, h, _ in terms for group in (g, h)}
-        for g, h, matrix in terms:
-            values = matrix[np.ix_(representative[g], representative[h])]
-            result[slot[min(g, h), max(g, h)]] += values if g < h else values.T
+        for same in _by_shape(terms).values():
+            first = self._choice_of_state[[g for g, _, _ in same]]
+            second = self._choice_of_state[[h for _, h, _ in same]]
+            matrices = np.stack([matrix for _, _, matrix in same])
+            values = matrices[np.arange(len(same))[:, None, None], first[:, :, None], second[:, None, :]]
+            turned = np.array([g > h for g, h, _ in same])
+            values[turned] = values[turned].transpose(0, 2, 1)
+            np.add.at(result, [slot[min(g, h), max(g, h)] for g, h, _ in same], values)
         return result
 
     def minimise(self, cost: Floats, weights: Mapping[str, float]) -> Minimum:
@@ -391,6 +389,8 @@ class Lagrangian:
 
     def closed(self, gap: float) -> bool:
         """Whether the best policy is proven to be within `gap` (relative) of the optimum."""
+        if not self.pool.found:
+            return False
         return self.pool.best - self.bound <= max(gap * abs(self.pool.best), ROUNDING * self.magnitude)
 
     def _activate(self, master: _Master, columns: Sequence[tuple[float, Ints]]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from haq.errors import InfeasibleError
 from haq.problem import Problem
 from haq.problem_doc import PEAK
 from haq.problem_tables import Bools, Ints
@@ -19,8 +21,9 @@ _LISTED = 1 << 16
 """Up to this many assignments are listed and priced rather than modelled."""
 _CELLS = 4_000_000
 """And up to this many entries in that list, to keep it in memory."""
+_MINIMA_SECONDS = 2.0
 
-Status = Literal["optimal", "feasible", "infeasible"]
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Solution:
 
     Attributes:
         status: `optimal`: proven. `feasible`: the time or the gap asked for ended the search, `bound` says how good the
-            best is (with no assignments: none was found in the time). `infeasible`: nothing is within the budgets.
+            best is. `infeasible`: proven that nothing is within the budgets. `unknown`: neither found nor excluded in
+            the time.
         bound: no policy has a better objective.
         assignments: the best ones, in order.
         values: their objectives.
@@ -104,6 +108,9 @@ def _search(
         if (listed := list_assignments(problem, allowed)) is not None:
             pool.offer(listed)
             return ("optimal" if pool.found else "infeasible"), bound
+        if not pool.found:
+            with suppress(InfeasibleError):
+                pool.offer(problem.affordable[None])
     return _integer_program(problem, pool, gap, deadline, solver, allowed, bound)
 
 
@@ -155,18 +162,22 @@ def _integer_program(
             break
     if proven and gap == 0.0:
         return ("optimal" if pool.found else "infeasible"), bound
-    close = bool(pool.found) and pool.best - bound <= 1e-9 * max(abs(pool.best), 1e-300)
+    if not pool.found:
+        return "unknown", bound
+    close = pool.best - bound <= 1e-9 * abs(pool.best)
     return ("optimal" if close and (proven or pool.keep == 1) else "feasible"), bound
 
 
 def minima(problem: Problem, *, time_limit: float | None = None, solver: str = "auto") -> dict[str, float]:
     """The least achievable value of every budgeted metric, each alone, subject to ties only.
 
-    A metric whose minimum is not proven within the time limit is left out.
+    A metric whose minimum is not proven within the time limit, in seconds for all of them, is left out.
     """
     result = {}
+    deadline = time.perf_counter() + (np.inf if time_limit is None else time_limit)
     for metric in problem.budgets:
-        alone = solve(problem.with_budgets({}, objective=metric), time_limit=time_limit, solver=solver)
+        left = None if time_limit is None else max(deadline - time.perf_counter(), 0.01)
+        alone = solve(problem.with_budgets({}, objective=metric), time_limit=left, solver=solver)
         if alone.status == "optimal":
             result[metric] = alone.values[0]
     return result
@@ -178,15 +189,16 @@ def solve_document(
     """What `haq solve` prints: one JSON document.
 
     `status`, `objective`, `bound`, `costs`, `policy` and `slack` (budget less cost) of the best policy (null or empty
-    where there is none), `minimum` (the least achievable value of every budgeted metric, each alone), `seconds`, and
-    with `top` above 1 `solutions`.
+    where there is none), `minimum` (the least achievable value of every budgeted metric, each alone; where a policy was
+    found, only those that are proven in two seconds more), `seconds`, and with `top` above 1 `solutions`.
 
     Raises:
         InputError: unknown or missing solver.
     """
     began = time.perf_counter()
     solution = solve(problem, top=top, gap=gap, time_limit=time_limit, solver=solver)
-    left = None if time_limit is None else max(time_limit - solution.seconds, 0.1)
+    left = np.inf if time_limit is None else max(time_limit - solution.seconds, 0.1)
+    left = min(left, _MINIMA_SECONDS) if solution.assignments else left
     documents = [_solution_doc(problem, assignment) for assignment in solution.assignments]
     first: Mapping[str, Any] = (
         documents[0] if documents else {"objective": None, "costs": {}, "policy": None, "slack": {}}
@@ -198,7 +210,7 @@ def solve_document(
         "costs": first["costs"],
         "policy": first["policy"],
         "slack": first["slack"],
-        "minimum": minima(problem, time_limit=left, solver=solver),
+        "minimum": minima(problem, time_limit=None if left == np.inf else left, solver=solver),
     }
     if top > 1:
         result["solutions"] = documents
