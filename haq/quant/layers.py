@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,21 @@ class QuantizedLayer:
             self.batch_norm.skip(not is_float)
         self.precision = precision
 
+    def replay(self, precision: Precision, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """What the module returns in `precision` for these arguments; hooks do not run, nothing stays switched."""
+        parameters = self.module._parameters
+        state = parameters["weight"], parameters["bias"], self._input_quantizer, self.precision
+        skipped = self.batch_norm is not None and self.batch_norm.skipped
+        self.apply(precision)
+        try:
+            changed = self._quantize_input(self.module, args, kwargs)
+            args, kwargs = (args, kwargs) if changed is None else changed
+            return cast(Tensor, self.module.forward(*args, **kwargs))
+        finally:
+            parameters["weight"], parameters["bias"], self._input_quantizer, self.precision = state
+            if self.batch_norm is not None:
+                self.batch_norm.skip(skipped)
+
     def weight_quantizer(self, fmt: Format) -> WeightQuantizer:
         """The calibrated weight quantizer of `fmt`."""
         if fmt not in self._weight_quantizers:
@@ -117,11 +132,11 @@ class QuantizedLayer:
         shifted = shift if bias is None else bias.detach() + shift
         self.module._parameters["bias"] = nn.Parameter(shifted, requires_grad=False)
 
-    def expected_mean(self, float_mean: Tensor) -> Tensor:
-        """The float layer's mean output, `[out_channels]`, seen behind the batch norm while that is folded."""
-        if self.batch_norm is None or not self.batch_norm.skipped:
-            return float_mean
-        return float_mean * self.batch_norm.scale + self.batch_norm.shift
+    def behind_batch_norm(self, precision: Precision, mean: Tensor) -> Tensor:
+        """Where in `precision` batch norm is folded in: the mean behind it of outputs whose mean was `mean`."""
+        if self.batch_norm is None or isinstance(float_quantizer(precision.weight), Identity):
+            return mean
+        return mean * self.batch_norm.scale + self.batch_norm.shift
 
     def _quantized(self, fmt: Format) -> nn.Parameter:
         if fmt not in self._weights:

@@ -181,9 +181,15 @@ class QuantizedModel:
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
 
-    def expected_mean(self, layer: str, float_mean: Tensor) -> Tensor:
-        """The float model's mean output of `layer`, `[out_channels]`; behind its batch norm while that is folded."""
-        return self._layer(layer).expected_mean(float_mean)
+    def replay(
+        self, layer: str, precision: Precision, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """What `layer` returns for these arguments in `precision`, whatever is applied. Hooks do not run."""
+        return self._layer(layer).replay(precision, args, dict(kwargs or {}))
+
+    def behind_batch_norm(self, layer: str, precision: Precision, mean: Tensor) -> Tensor:
+        """A mean float output of `layer`, `[out_channels]`, as it is behind a batch norm folded in `precision`."""
+        return self._layer(layer).behind_batch_norm(precision, mean)
 
     def _layer(self, name: str) -> QuantizedLayer:
         if name not in self._layers:

@@ -136,31 +136,31 @@ def test_the_next_apply_undoes_compensation(net):
 
 @pytest.mark.parametrize("batch_norm", ["keep", "fold"])
 def test_bias_correction_restores_the_mean_output_of_every_layer(net, batch_norm):
-    data = batches(16)
+    data = batches(16, 8)
     model = QuantizedModel(net, calibration=data, quantization=QuantizationConfig(batch_norm=batch_norm))
+    folded = ("bn1", "bn2", "both", "bn4") if batch_norm == "fold" else ("conv", "up", "both", "fc")
+    pairs = dict(zip(("conv", "up", "both", "fc"), folded, strict=True))
+    read, wrote = {}, {}
+    for layer, behind in pairs.items():
+        net.get_submodule(layer).register_forward_pre_hook(lambda m, args, n=layer: read.update({n: args[0]}))
+        net.get_submodule(behind).register_forward_hook(lambda m, args, y, n=layer: wrote.update({n: y}))
+    with torch.no_grad():
+        net(torch.cat([inputs for inputs, _ in data]))
 
-    def means() -> dict:
-        seen = {}
-        names = ("bn1", "bn2", "both", "bn4")
-        handles = [
-            model.module.get_submodule(name).register_forward_hook(
-                lambda m, args, y, name=name: seen.update({name: y.mean([d for d in range(y.dim()) if d != 1])})
-            )
-            for name in names
-        ]
-        model(data[0][0])
-        for handle in handles:
-            handle.remove()
-        return seen
+    def distances() -> dict:
+        outputs = {name: model.layers[name](read[name]) for name in pairs}
+        dims = {name: [d for d in range(y.dim()) if d != 1] for name, y in outputs.items()}
+        return {
+            name: float((y.mean(dims[name]) - wrote[name].mean(dims[name])).abs().max()) for name, y in outputs.items()
+        }
 
-    model.apply(None)
-    expected = means()
     model.apply(uniform(model, "w3a4"))
-    before = means()
-    correct_bias(model)
-    for name, mean in means().items():
-        assert (before[name] - expected[name]).abs().max() > 1e-2
-        torch.testing.assert_close(mean, expected[name], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        before = distances()
+        correct_bias(model)
+        after = distances()
+    assert all(before[name] > 3e-3 for name in pairs)
+    assert all(after[name] < 1e-5 for name in pairs)
 
 
 def test_bias_correction_of_a_module_called_twice_averages_its_calls():
@@ -176,14 +176,28 @@ def test_bias_correction_of_a_module_called_twice_averages_its_calls():
     net, x = Twice().eval(), torch.randn(64, 6)
     model = QuantizedModel(net, calibration=[(x, None)])
     model.apply(uniform(model, "w2a8"))
+    with torch.no_grad():
+        read = torch.cat([x, net.fc(x).relu()])
+        wanted = net.fc(read).mean(0)
+        assert (model.layers["fc"](read).mean(0) - wanted).abs().max() > 1e-3
+        correct_bias(model)
+        torch.testing.assert_close(model.layers["fc"](read).mean(0), wanted)
 
-    def distance() -> float:
-        with torch.no_grad():
-            return float((model(x).mean(0) - net(x).mean(0)).abs().sum())
 
-    before = distance()
-    correct_bias(model)
-    assert distance() < before
+def test_replay_runs_one_layer_in_any_precision_and_switches_nothing(net):
+    model = QuantizedModel(net, calibration=batches(8), quantization=QuantizationConfig(batch_norm="fold"))
+    model.apply(uniform(model, "w2a4"))
+    x = torch.randn(4, 2, 8, 8)
+    with torch.no_grad():
+        before = model(x)
+        correct_bias(model)
+        corrected = model(x)
+        assert torch.equal(model.replay("conv", Precision.parse("wfp32afp32"), (x,)), net.conv(x))
+        other = model.replay("conv", Precision.parse("w8a8"), (x,))
+        assert torch.equal(model(x), corrected)
+        assert not torch.equal(before, corrected)
+        model.apply(uniform(model, "w8a8"))
+        assert torch.equal(model.layers["conv"](x), other)
 
 
 def test_one_sample_is_too_few_to_reestimate(net):
