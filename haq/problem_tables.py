@@ -29,6 +29,8 @@ from haq.types import Precision
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+_LARGEST = 1e100
+"""Sums beyond this would overflow once they are weighted."""
 
 
 @dataclass(frozen=True)
@@ -415,8 +417,8 @@ def build(doc: ProblemDoc, metrics: Sequence[str]) -> Tables:
     parts[PEAK] = [steps.fixed, steps.flat]
     with np.errstate(over="ignore"):
         for metric, arrays in parts.items():
-            if not np.isfinite(sum(np.abs(array).sum() for array in arrays)):
-                raise InputError(f"{metric}: the values add up to more than a number can hold; use a larger unit")
+            if not sum(np.abs(array).sum() for array in arrays) <= _LARGEST:
+                raise InputError(f"{metric}: the values add up to more than {_LARGEST:g}; use a larger unit")
     return Tables(
         builder.names,
         builder.precisions,

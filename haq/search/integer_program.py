@@ -116,11 +116,11 @@ class Model:
             np.flatnonzero(allowed[tables.start[g] : tables.start[g + 1]]) for g in range(len(tables.groups))
         ]
         self.lp = pulp.LpProblem("haq", pulp.LpMinimize)
+        self.impossible = 0
         self.x: list[dict[int, Any]] = []
         for group, choices in enumerate(self.choices):
             single = len(choices) == 1
             self.x.append({int(c): 1 if single else self._variable(f"x_{group}_{c}", True) for c in choices})
-        self._constraints: list[Any] = []
         metrics = [m for m in dict.fromkeys([problem.objective, *problem.budgets]) if m != PEAK]
         self.unary = {metric: tables.unary[metric].copy() for metric in metrics}
         self.constant = {metric: tables.offsets.get(metric, 0.0) for metric in metrics}
@@ -137,9 +137,16 @@ class Model:
         self._add_objective()
 
     def _variable(self, name: str, binary: bool = False) -> Any:
+        # PuLP 4 attaches variables to the model when they are made; before 3.3 only the constructor was there.
+        make = getattr(self.lp, "add_variable", pulp.LpVariable)
         if binary:
-            return pulp.LpVariable(name, cat=pulp.LpBinary)
-        return pulp.LpVariable(name, lowBound=0)
+            return make(name, cat=pulp.LpBinary)
+        return make(name, lowBound=0)
+
+    def _forbid(self) -> None:
+        """No solution at all."""
+        self.impossible += 1
+        self.lp += self._variable(f"impossible_{self.impossible}") <= -1
 
     def _chosen(self, group: int, among: Iterable[int]) -> Any:
         """How much of a group lies on some of its choices: an expression, or 0 or 1 where it has one choice."""
@@ -272,7 +279,7 @@ class Model:
                 room = bound + TOLERANCE * (abs(bound) or 1.0) - constant
                 scale = _ROW / (abs(bound) or 1.0)
                 if not terms and room < 0:
-                    self.lp += self._variable(f"impossible_{len(self.lp.constraints)}") <= -1
+                    self._forbid()
                 elif terms:
                     self.lp += pulp.LpAffineExpression([(v, c * scale) for v, c in terms]) <= room * scale
 
@@ -299,7 +306,7 @@ class Model:
             return
         free = [entry for entry in present if not isinstance(entry, int)]
         if not free:
-            self.lp += self._variable(f"impossible_{len(self.lp.constraints)}") <= -1
+            self._forbid()
         else:
             self.lp += pulp.lpSum(free) <= len(free) - 1
 
