@@ -81,7 +81,7 @@ class _Effects:
         self._remaining = remaining
 
     def add(self, kind: str, layer: str, fmt: str, output: Tensor, error: Tensor, gradient: Tensor) -> None:
-        effect = self._remaining(layer, output, error) * gradient
+        effect = (self._remaining(layer, output, error) * gradient).float()
         rows = effect.reshape(self._count, -1) if len(effect) % self._count == 0 else effect.reshape(1, -1)
         self.per_sample[kind, layer, fmt] = self.per_sample[kind, layer, fmt] + rows.sum(1).cpu()
 

@@ -31,7 +31,7 @@ def score(
 
     def add(count: int, kind: str, layer: str, fmt: str, output: Tensor, error: Tensor, gradient: Tensor) -> None:
         # The mean loss of n samples holds 1/n of each sample's gradient.
-        totals.add(kind, layer, fmt, count**2 * float((error * gradient).square().sum()))
+        totals.add(kind, layer, fmt, count**2 * float((error * gradient).float().square().sum()))
 
     def objective(targets: Any, outputs: Any) -> Tensor:
         return loss(outputs, targets)

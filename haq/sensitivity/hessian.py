@@ -47,9 +47,9 @@ def score(
         for layer, (weights, _) in formats.items():
             for fmt in weights:
                 error = weight_in(model, layer, fmt) - float_weight(model, layer).detach()
-                totals.add("weights", layer, fmt.name, traces["weights"][layer] * float(error.square().sum()))
+                totals.add("weights", layer, fmt.name, max(0.0, traces["weights"][layer]) * float(error.square().sum()))
         for layer, name, squared in _input_errors(model, formats, todo):
-            totals.add("activations", layer, name, traces["activations"][layer] * squared)
+            totals.add("activations", layer, name, max(0.0, traces["activations"][layer]) * squared)
     return totals.scores()
 
 
@@ -69,7 +69,7 @@ def hessian_traces(
     other layers' entries are zero on average.
 
     Returns:
-        `weights` and `activations`: layer -> average trace, not below 0.
+        `weights` and `activations`: layer -> average trace; below 0 where the loss curves downwards, or by chance.
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, dict[str, float]] = {kind: defaultdict(float) for kind in KINDS}
@@ -84,7 +84,7 @@ def hessian_traces(
                     size = elements if kind == "weights" else elements / count
                     sums[kind][layer] += count * estimate / size
         samples += count
-    return {kind: {layer: max(0.0, sums[kind][layer] / samples) for layer in layers} for kind in KINDS}
+    return {kind: {layer: sums[kind][layer] / samples for layer in layers} for kind in KINDS}
 
 
 def _estimates(

@@ -41,7 +41,7 @@ def divergence(reference: Any, outputs: Any, targets: Any) -> float:
 
 
 def _kl(reference: Tensor, outputs: Tensor) -> float:
-    expected, got = reference.float().log_softmax(1), outputs.float().log_softmax(1)
+    expected, got = reference.double().log_softmax(1), outputs.double().log_softmax(1)
     return float(F.kl_div(got, expected, log_target=True, reduction="none").sum(1).mean())
 
 

@@ -36,10 +36,8 @@ def float_model(model: QuantizedModel) -> Iterator[None]:
         model.apply(policy)
         for name, layer in model.layers.items():
             layer.bias = biases[name]
-        for name, norm in model.batch_norms.items():
-            if norm.running_mean is not None and not torch.equal(norm.running_mean, statistics[name][0]):
-                model.set_batch_norm_statistics(statistics)
-                break
+        if statistics:
+            model.set_batch_norm_statistics(statistics)
 
 
 def float_weight(model: QuantizedModel, layer: str) -> nn.Parameter:

@@ -31,9 +31,9 @@ def score(
 
     def visit(call: LayerCall, output: Tensor) -> None:
         if call.layer in formats:
-            signal[call.layer] += float(output.square().sum())
+            signal[call.layer] += float(output.float().square().sum())
             for kind, fmt, _, error in output_errors(model, call, formats[call.layer]):
-                noise.add(kind, call.layer, fmt.name, float(error.square().sum()))
+                noise.add(kind, call.layer, fmt.name, float(error.float().square().sum()))
 
     with float_model(model), torch.no_grad(), on_each_call(model, visit):
         for inputs, _, _ in steps(model, batches, progress):
