@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from haq.problem import Problem
-from haq.search.integer_program import available_solvers
+from haq.search.engines import available_solvers
 from haq.search.solve import Solution, solve
 from haq.testing import chain_document
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,15 @@ import numpy as np
 
 from haq.config import read_json
 from haq.errors import InfeasibleError, InputError
-from haq.problem_doc import PEAK, SENSITIVITY, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc
-from haq.problem_doc import tensor_formats as _tensor_formats
+from haq.problem_breakdown import Contribution, contributions
+from haq.problem_build import build
+from haq.problem_doc import PEAK, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc
 from haq.problem_moves import TOLERANCE, Neighbourhood, cheapest, descend, improve
 from haq.problem_moves import excess as _excess
-from haq.problem_tables import Bools, Floats, Ints, Tables, build
+from haq.problem_tables import Bools, Floats, Ints, Tables
 from haq.types import Policy, Precision
 
 __all__ = ["TOLERANCE", "Contribution", "Problem", "load_problem"]
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """One addend of a metric under a policy.
-
-    Attributes:
-        kind: `layer`, `edge`, `tensor`, `interaction`, `offset`, or `step` (of which peak memory is the maximum).
-        name: the layer, `a -> b`, or the step.
-        value: in the metric's unit.
-    """
-
-    kind: str
-    name: str
-    value: float
 
 
 class Problem:
@@ -255,39 +240,10 @@ class Problem:
             raise KeyError(f"unknown metric {metric!r}; the problem prices {', '.join(self.metrics)}")
         assignment = self.assignment(policy)
         if metric == PEAK:
-            totals = self.tables.steps.totals(assignment[None])[0]
-            return [
-                Contribution("step", name, float(t)) for name, t in zip(self.tables.steps.names, totals, strict=True)
-            ]
-        doc = self._doc
+            totals = self.tables.steps.totals(assignment[None])[0].tolist()
+            return [Contribution("step", *entry) for entry in zip(self.tables.steps.names, totals, strict=True)]
         chosen = {name: int(assignment[self.tables.group_of_layer[i]]) for i, name in enumerate(self.layers)}
-        result = []
-        for layer in doc.layers:
-            choice = layer.choices[chosen[layer.name]]
-            value = choice.sensitivity if metric == SENSITIVITY else choice.costs.get(metric, 0.0)
-            result.append(Contribution("layer", layer.name, value))
-        for edge in doc.edges:
-            if edge.metric == metric:
-                value = edge.costs[chosen[edge.source]][chosen[edge.target]]
-                result.append(Contribution("edge", f"{edge.source} -> {edge.target}", value))
-        for tensor in doc.tensors:
-            if tensor.metric == metric:
-                codes = {name: code for code, name in enumerate(_tensor_formats(tensor))}
-                row = codes[policy[tensor.source].activation] if tensor.source is not None else 0
-                wanted: dict[Precision | object, list[str]] = {}
-                for name in dict.fromkeys(tensor.targets):
-                    wanted.setdefault(policy[name].activation, []).append(name)
-                for form, names in wanted.items():
-                    label = f"{tensor.source or 'input'} -> {', '.join(names)}"
-                    result.append(Contribution("tensor", label, tensor.costs[row][codes[form]]))  # type: ignore[index]
-        if metric == SENSITIVITY:
-            for pair in doc.interactions:
-                first, second = pair.between
-                value = pair.costs[chosen[first]][chosen[second]]
-                result.append(Contribution("interaction", f"{first} x {second}", value))
-        if metric in doc.offsets:
-            result.append(Contribution("offset", "offset", doc.offsets[metric]))
-        return result
+        return list(contributions(self._doc, chosen, policy, metric))
 
 
 def _distance(wish: Precision, choice: Precision) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -124,16 +125,31 @@ def precisions(layer: LayerDoc) -> tuple[Precision, ...]:
     """
     found: dict[Precision, int] = {}
     for index, choice in enumerate(layer.choices):
-        where = f"layer {layer.name}: choice {index}"
-        fields = {key: value for key, value in choice.__dict__.items() if value is not None}
         try:
-            precision = Precision.from_doc(fields)
+            precision = _precision(
+                choice.weight_bits, choice.activation_bits, choice.weight_format, choice.activation_format
+            )
         except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
+            raise InputError(f"layer {layer.name}: choice {index}: {error}") from error
         if precision in found:
-            raise InputError(f"{where}: {precision} is choice {found[precision]} already; keep one of the two")
+            already = f"{precision} is choice {found[precision]} already; keep one of the two"
+            raise InputError(f"layer {layer.name}: choice {index}: {already}")
         found[precision] = index
     return tuple(found)
+
+
+@cache
+def _precision(
+    weight_bits: int | None, activation_bits: int | None, weight_format: str | None, activation_format: str | None
+) -> Precision:
+    """One of the few precisions that a document of many layers repeats."""
+    fields = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "weight_format": weight_format,
+        "activation_format": activation_format,
+    }
+    return Precision.from_doc({key: value for key, value in fields.items() if value is not None})
 
 
 def tensor_formats(tensor: TensorDoc) -> tuple[Format, ...]:

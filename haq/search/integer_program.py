@@ -9,81 +9,25 @@ A fan-out adds z[row, column] >= f_i[row, column] for each reader i, so that eac
 
 from __future__ import annotations
 
-import re
-import tempfile
-import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pulp
 
-from haq.errors import InputError
 from haq.problem import Problem
 from haq.problem_doc import PEAK
 from haq.problem_moves import TOLERANCE
 from haq.problem_tables import Bools, FanOut, Floats, Ints
+from haq.search.engines import minimise
 
-SOLVERS = ("auto", "highs", "cbc")
 _ROW = 1000.0
 """Budget rows are scaled to this right-hand side: the solvers' absolute tolerance of 1e-6 is then our relative 1e-9.
 
 Tightening the tolerance instead is no way: at 1e-9 HiGHS 1.15 called a policy optimal that was 5e-6 worse than the best
 (1,000 layers of 25 choices). What slips through the tolerance is checked against the tables and excluded.
 """
-_PRINTED = 5e-4
-"""CBC prints its bound with three decimals."""
-
-
-def _cbc_engine(**options: Any) -> Any:
-    """CBC: the one installed beside PuLP, else the one that PuLP before version 4 bundles."""
-    engine = pulp.COIN_CMD(msg=False, **options)
-    if engine.available() or not hasattr(pulp, "PULP_CBC_CMD"):
-        return engine
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return pulp.PULP_CBC_CMD(msg=False, **options)
-
-
-@cache
-def available_solvers() -> tuple[str, ...]:
-    """Which of `highs` and `cbc` this machine can run, best first."""
-    found = {"highs": pulp.HiGHS(msg=False), "cbc": _cbc_engine()}
-    return tuple(name for name, solver in found.items() if solver.available())
-
-
-def choose_solver(name: str) -> str:
-    """The solver to run for `auto`, `highs` or `cbc`.
-
-    Raises:
-        InputError: unknown, or not installed.
-    """
-    if name not in SOLVERS:
-        raise InputError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
-    found = available_solvers()
-    if name != "auto" and name not in found:
-        raise InputError(f"solver {name!r} is not installed; use {' or '.join([*found, 'auto'])}")
-    if not found:
-        raise InputError("no integer programming solver is installed; pip install highspy")
-    return found[0] if name == "auto" else name
-
-
-class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
-    """PuLP's HiGHS with a starting solution, and values read back only where there are some."""
-
-    def __init__(self, start: Mapping[Any, float] | None, **options: Any) -> None:
-        super().__init__(**options)
-        self.start = start
-
-    def callSolver(self, lp: pulp.LpProblem) -> None:
-        if self.start:
-            index = np.array([variable.index for variable in self.start], dtype=np.int32)
-            lp.solverModel.setSolution(len(index), index, np.array(list(self.start.values())))
-        super().callSolver(lp)
 
 
 @dataclass(frozen=True)
@@ -321,50 +265,12 @@ class Model:
             time_limit: seconds.
             start: a known assignment (HiGHS only).
         """
-        if solver == "highs":
-            return self._highs(gap, time_limit, start)
-        return self._cbc(gap, time_limit)
-
-    def _highs(self, gap: float, time_limit: float | None, start: Ints | None) -> Answer:
         known = {}
         if start is not None and all(int(c) in self.x[g] for g, c in enumerate(start)):
             known = {v: float(c == start[g]) for g, xs in enumerate(self.x) for c, v in xs.items() if len(xs) > 1}
-        engine = _WarmHiGHS(
-            known,
-            msg=False,
-            gapRel=gap,
-            gapAbs=0.0,
-            timeLimit=time_limit,
-        )
-        self.lp.solve(engine)
-        model = self.lp.solverModel
-        info, status = model.getInfo(), model.modelStatusToString(model.getModelStatus())
-        if status == "Infeasible":
-            return Answer(None, np.inf, True)
-        found = info.primal_solution_status == 2
-        bound = info.mip_dual_bound if status != "Empty" else 0.0
-        if not self.lp.isMIP():
-            bound = info.objective_function_value if found else -np.inf
-        return Answer(self._read() if found else None, bound / self.scale + self.shift, status == "Optimal")
-
-    def _cbc(self, gap: float, time_limit: float | None) -> Answer:
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "cbc.log"
-            engine = _cbc_engine(gapRel=gap, gapAbs=0.0, timeLimit=time_limit, logPath=str(log))
-            engine.tmpDir = folder
-            self.lp.solve(engine)
-            text = log.read_text(errors="replace")
-        if self.lp.status == pulp.LpStatusInfeasible:
-            # Out of time while it prepares, CBC calls a problem infeasible that is not.
-            late = time_limit is not None and time.perf_counter() - began > 0.9 * time_limit
-            return Answer(None, -np.inf if late else np.inf, not late)
-        proven = self.lp.sol_status == pulp.LpSolutionOptimal
-        found = proven or self.lp.sol_status == pulp.LpSolutionIntegerFeasible
-        bound = (pulp.value(self.lp.objective) or 0.0) if proven else -np.inf
-        if match := re.search(r"Lower bound:\s+(\S+)", text):
-            bound = float(match[1]) - _PRINTED
-        return Answer(self._read() if found else None, bound / self.scale + self.shift, proven)
+        outcome = minimise(self.lp, solver, gap=gap, time_limit=time_limit, start=known)
+        bound = outcome.bound / self.scale + self.shift
+        return Answer(self._read() if outcome.found else None, bound, outcome.proven)
 
     def _read(self) -> Ints:
         def level(variable: Any) -> float:

@@ -14,8 +14,10 @@ from haq.errors import InfeasibleError
 from haq.problem import Problem
 from haq.problem_doc import PEAK
 from haq.problem_tables import Bools, Ints
-from haq.search.integer_program import Model, choose_solver
-from haq.search.lagrangian import Lagrangian, Pool
+from haq.search.engines import choose_solver
+from haq.search.integer_program import Model
+from haq.search.lagrangian import Lagrangian
+from haq.search.pool import Pool
 
 _LISTED = 1 << 16
 """Up to this many assignments are listed and priced rather than modelled."""

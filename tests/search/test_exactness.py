@@ -11,7 +11,8 @@ from reference import assignments, optima, price, random_problem
 
 from haq.errors import InputError
 from haq.problem import Problem
-from haq.search.lagrangian import Lagrangian, Pool
+from haq.search.lagrangian import Lagrangian
+from haq.search.pool import Pool
 from haq.search.solve import minima, solve
 
 SEEDS = st.integers(0, 2**32)
