@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,8 +10,18 @@ from torch import Tensor, nn
 
 from haq.quant.batch_norm import foldable_batch_norms
 from haq.quant.model import QuantizedModel
+from haq.quant.tree import map_tensors
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
-from haq.sensitivity.local import Totals, float_model, score_errors, steps
+from haq.sensitivity.local import (
+    Batch,
+    LayerCall,
+    OutputError,
+    Totals,
+    backward_once,
+    float_model,
+    output_errors,
+    steps,
+)
 from haq.sensitivity.outputs import curvature_probe
 
 Compensation = Literal["none", "bias", "batch_norm"]
@@ -50,19 +59,12 @@ def score(
     """
     totals, samples = Totals(formats), 0
     generator = torch.Generator().manual_seed(seed)
-
     with float_model(model):
         remaining = _Remaining(model, compensation or _configured(model))
-        for inputs, targets, count in steps(model, batches, progress):
-            effects = _Effects(count, remaining)
-
-            def probe(outputs: Any, targets: Any = targets, count: int = count) -> Tensor:
-                return curvature_probe(outputs, targets, loss, samples=count, generator=generator)
-
-            score_errors(model, formats, inputs, probe, effects.add)
-            for key, effect in effects.per_sample.items():
-                totals.add(*key, count * float(effect.square().sum()))
-            samples += count
+        for batch in steps(model, batches, progress):
+            for key, effect in _effects(model, formats, batch, loss, remaining, generator).items():
+                totals.add(*key, batch.count * float(effect.square().sum()))
+            samples += batch.count
     return totals.scores(0.5 / samples)
 
 
@@ -72,18 +74,31 @@ def _configured(model: QuantizedModel) -> Compensation:
     return "bias" if model.quantization.bias_correction else "none"
 
 
-class _Effects:
-    """First-order effects on the loss of each sample of one batch, summed over elements and calls."""
+def _effects(
+    model: QuantizedModel,
+    formats: Formats,
+    batch: Batch,
+    loss: Loss,
+    remaining: _Remaining,
+    generator: torch.Generator,
+) -> dict[tuple[str, str, str], Tensor]:
+    """Kind, layer and format -> dl/dY * (Y_q - Y) of each sample, summed over elements and over the layer's calls."""
+    effects: dict[tuple[str, str, str], Tensor] = defaultdict(lambda: torch.zeros(batch.count))
 
-    def __init__(self, count: int, remaining: _Remaining) -> None:
-        self.per_sample: dict[tuple[str, str, str], Tensor] = defaultdict(lambda: torch.zeros(count))
-        self._count = count
-        self._remaining = remaining
+    def objective(outputs: Any) -> Tensor:
+        return curvature_probe(outputs, batch.targets, loss, samples=batch.count, generator=generator)
 
-    def add(self, kind: str, layer: str, fmt: str, output: Tensor, error: Tensor, gradient: Tensor) -> None:
-        effect = (self._remaining(layer, output, error) * gradient).float()
-        rows = effect.reshape(self._count, -1) if len(effect) % self._count == 0 else effect.reshape(1, -1)
-        self.per_sample[kind, layer, fmt] = self.per_sample[kind, layer, fmt] + rows.sum(1).cpu()
+    def add(call: LayerCall, gradient: Tensor) -> None:
+        for found in output_errors(model, call, formats):
+            effect = remaining(found).mul_(gradient).float()
+            # Samples may be spread over several rows (windows of an image), never the other way round.
+            whole = len(effect) % batch.count == 0
+            rows = effect.view(batch.count if whole else 1, -1, *effect.shape[1:])
+            key = found.kind, found.layer, found.fmt
+            effects[key] = effects[key] + rows.sum(list(range(1, rows.dim()))).cpu()
+
+    backward_once(model, batch.inputs, objective, add)
+    return effects
 
 
 class _Remaining:
@@ -94,18 +109,19 @@ class _Remaining:
         self._centred = set(model.layers) if compensation == "bias" else set()
         self._normalised: set[str] = set()
         if compensation == "batch_norm":
-            forward = partial(model, model.calibration[0])
-            self._normalised = set(foldable_batch_norms(model.module, model.layers, forward))
+            sample = map_tensors(lambda tensor: tensor[:1], model.calibration[0])
+            self._normalised = set(foldable_batch_norms(model.module, model.layers, lambda: model(sample)))
 
-    def __call__(self, layer: str, output: Tensor, error: Tensor) -> Tensor:
+    def __call__(self, found: OutputError) -> Tensor:
+        error, output, layer = found.error, found.output, found.layer
         if layer not in self._centred and layer not in self._normalised:
             return error
         channel = error.dim() - 1 if isinstance(self._layers[layer], nn.Linear) else 1
         others = [dim for dim in range(error.dim()) if dim != channel]
-        error = error - error.mean(others, keepdim=True)
+        error = error.sub_(error.mean(others, keepdim=True))
         if layer in self._centred:
             return error
         wanted = output - output.mean(others, keepdim=True)
-        got = wanted + error
+        got = error.add_(wanted)
         power, noisy = (x.square().sum(others, keepdim=True) for x in (wanted, got))
-        return got * torch.where(noisy > 0, power / noisy, torch.ones_like(noisy)).sqrt() - wanted
+        return got.mul_(torch.where(noisy > 0, power / noisy, torch.ones_like(noisy)).sqrt()).sub_(wanted)

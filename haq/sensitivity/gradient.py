@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from haq.quant.model import QuantizedModel
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
-from haq.sensitivity.local import Totals, float_model, score_errors, steps
+from haq.sensitivity.local import Batch, LayerCall, Totals, backward_once, float_model, output_errors, steps
 
 
 def score(
@@ -28,16 +27,21 @@ def score(
     independent; `fisher` does not.
     """
     totals, samples = Totals(formats), 0
-
-    def add(count: int, kind: str, layer: str, fmt: str, output: Tensor, error: Tensor, gradient: Tensor) -> None:
-        # The mean loss of n samples holds 1/n of each sample's gradient.
-        totals.add(kind, layer, fmt, count**2 * float((error * gradient).float().square().sum()))
-
-    def objective(targets: Any, outputs: Any) -> Tensor:
-        return loss(outputs, targets)
-
     with float_model(model):
-        for inputs, targets, count in steps(model, batches, progress):
-            score_errors(model, formats, inputs, partial(objective, targets), partial(add, count))
-            samples += count
+        for batch in steps(model, batches, progress):
+            _add_batch(totals, model, formats, batch, loss)
+            samples += batch.count
     return totals.scores(1 / samples)
+
+
+def _add_batch(totals: Totals, model: QuantizedModel, formats: Formats, batch: Batch, loss: Loss) -> None:
+    def objective(outputs: Any) -> Tensor:
+        return loss(outputs, batch.targets)
+
+    def add(call: LayerCall, gradient: Tensor) -> None:
+        for found in output_errors(model, call, formats):
+            effect = found.error.mul_(gradient).float()
+            # The mean loss of n samples holds 1/n of each sample's gradient.
+            totals.add(found.kind, found.layer, found.fmt, batch.count**2 * float(effect.square_().sum()))
+
+    backward_once(model, batch.inputs, objective, add)

@@ -74,16 +74,16 @@ def hessian_traces(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, dict[str, float]] = {kind: defaultdict(float) for kind in KINDS}
     samples = 0
-    for inputs, targets, count in steps(model, batches, progress):
+    for batch in steps(model, batches, progress):
         with _leaves(model, layers) as leaves, torch.enable_grad():
-            value = loss(model(inputs), targets)
+            value = loss(model(batch.inputs), batch.targets)
             for kind in KINDS:
                 for layer, estimate in _estimates(value, leaves[kind], probes, generator):
                     # The mean loss of n samples has 1/n of each one's Hessian by its input: the sum is the mean trace.
                     elements = sum(leaf.numel() for leaf in leaves[kind][layer])
-                    size = elements if kind == "weights" else elements / count
-                    sums[kind][layer] += count * estimate / size
-        samples += count
+                    size = elements if kind == "weights" else elements / batch.count
+                    sums[kind][layer] += batch.count * estimate / size
+        samples += batch.count
     return {kind: {layer: sums[kind][layer] / samples for layer in layers} for kind in KINDS}
 
 
@@ -113,9 +113,9 @@ def _input_errors(model: QuantizedModel, formats: Formats, batches: Batches) -> 
                 sums[call.layer, fmt] += float(error.square().sum())
 
     with torch.no_grad(), on_each_call(model, visit):
-        for inputs, _, count in steps(model, batches, None):
-            model(inputs)
-            samples += count
+        for batch in steps(model, batches, None):
+            model(batch.inputs)
+            samples += batch.count
     for (layer, fmt), total in sums.items():
         yield layer, fmt.name, total / samples
 

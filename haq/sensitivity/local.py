@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +54,10 @@ def weight_in(model: QuantizedModel, layer: str, fmt: Format) -> Tensor:
     """
     quantized, folded = model.quantized_weight(layer, fmt), model.float_weight(layer)
     own = float_weight(model, layer).detach()
-    if folded.data_ptr() == own.data_ptr():
+    if torch.equal(folded, own):
         return quantized
+    if torch.equal(folded, quantized):
+        return own
     # Folding multiplies each output channel; a zero stays zero, whatever the factor.
     return torch.where(folded == 0, quantized, quantized * (own / folded))
 
@@ -69,12 +71,14 @@ class LayerCall:
         module: the layer.
         args: what it was called with.
         kwargs: likewise.
+        output: what it returned, apart from the graph.
     """
 
     layer: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    output: Tensor
 
     @property
     def input(self) -> Tensor:
@@ -106,15 +110,35 @@ def _holding(module: nn.Module, weight: Tensor | None) -> Iterator[None]:
         module.weight = own
 
 
-def output_errors(
-    model: QuantizedModel, call: LayerCall, formats: tuple[Sequence[Format], Sequence[Format]]
-) -> Iterator[tuple[str, Format, Tensor, Tensor]]:
-    """What each format does to the output of one call: `(kind, format, float output, quantized minus float output)`."""
-    output = call.replay()
-    for fmt in formats[0]:
-        yield "weights", fmt, output, call.replay(weight=weight_in(model, call.layer, fmt)) - output
-    for fmt in formats[1]:
-        yield "activations", fmt, output, call.replay(quantizer=model.activation_quantizer(call.layer, fmt)) - output
+@dataclass(frozen=True, eq=False)
+class OutputError:
+    """What one format of a layer does to the output of one call.
+
+    Attributes:
+        kind: `weights` or `activations`.
+        layer: qualified name.
+        fmt: the format's name.
+        output: in float.
+        error: output with the weights or the input in this format, minus `output`.
+    """
+
+    kind: str
+    layer: str
+    fmt: str
+    output: Tensor
+    error: Tensor
+
+
+def output_errors(model: QuantizedModel, call: LayerCall, formats: Formats) -> Iterator[OutputError]:
+    """Replay a call in all formats of its layer: of the weights, then of the input."""
+    name, output = call.layer, call.output
+    weights, activations = formats.get(name, ((), ()))
+    for fmt in weights:
+        got = call.replay(weight=weight_in(model, name, fmt))
+        yield OutputError("weights", name, fmt.name, output, got.sub_(output))
+    for fmt in activations:
+        got = call.replay(quantizer=model.activation_quantizer(name, fmt))
+        yield OutputError("activations", name, fmt.name, output, got.sub_(output))
 
 
 @contextmanager
@@ -123,7 +147,7 @@ def on_each_call(model: QuantizedModel, visit: Callable[[LayerCall, Tensor], Ten
 
     def hook_for(name: str) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            return visit(LayerCall(name, module, args, kwargs), output)
+            return visit(LayerCall(name, module, args, kwargs, output.detach()), output)
 
         return hook
 
@@ -144,12 +168,19 @@ def backward_once(
     """One forward and one backward pass: `visit(call, gradient of the objective by the output)`, last call first.
 
     No gradient of a parameter is computed or kept, whether it requires one or not; a layer that does not reach the
-    objective is not visited. Memory: the inputs of all calls, and one gradient at a time.
+    objective is not visited. Memory: inputs and outputs of all calls, and one gradient at a time.
+
+    Args:
+        model: in float.
+        inputs: of one batch.
+        objective: of the outputs.
+        visit: may replay the call.
     """
     anchor = torch.zeros((), device=model.device, requires_grad=True)
 
     def tap(call: LayerCall, output: Tensor) -> Tensor:
-        # Adding a zero that wants a gradient makes the output part of the graph, whatever came before it.
+        # Adding a zero that wants a gradient makes the output part of the graph, whatever came before it, and leaves
+        # the one in `call` alone when the model goes on in place.
         tapped = output + anchor.to(output.dtype)
         tapped.register_hook(lambda gradient: visit(call, gradient))  # type: ignore[no-untyped-call]
         return tapped
@@ -159,37 +190,20 @@ def backward_once(
     torch.autograd.grad(value, anchor, allow_unused=True)
 
 
-def score_errors(
-    model: QuantizedModel,
-    formats: Formats,
-    inputs: Any,
-    objective: Callable[[Any], Tensor],
-    visit: Callable[[str, str, str, Tensor, Tensor, Tensor], None],
-) -> None:
-    """`backward_once`, each call replayed in each format.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs and targets on the model's device, and how many samples they are."""
 
-    Args:
-        model: in float.
-        formats: to replay.
-        inputs: of one batch.
-        objective: of the outputs.
-        visit: called with kind (`weights`, `activations`), layer, format name, float output, what the format adds to
-            it, and the gradient of the objective by the output.
-    """
-
-    def replay(call: LayerCall, gradient: Tensor) -> None:
-        if call.layer in formats:
-            for kind, fmt, output, error in output_errors(model, call, formats[call.layer]):
-                visit(kind, call.layer, fmt.name, output, error, gradient)
-
-    backward_once(model, inputs, objective, replay)
+    inputs: Any
+    targets: Any
+    count: int
 
 
-def steps(model: QuantizedModel, batches: Batches, progress: Progress | None) -> Iterator[tuple[Any, Any, int]]:
-    """The batches on the model's device, with the number of samples in each; reports progress after each."""
+def steps(model: QuantizedModel, batches: Batches, progress: Progress | None) -> Iterator[Batch]:
+    """The batches, one after the other; reports progress after each."""
     todo = list(batches)
     for done, (inputs, targets) in enumerate(todo, 1):
-        yield model.to_device(inputs), model.to_device(targets), len(next(tensors_in(inputs)))
+        yield Batch(model.to_device(inputs), model.to_device(targets), len(next(tensors_in(inputs))))
         if progress is not None:
             progress(done, len(todo))
 

@@ -35,11 +35,12 @@ def score_one_at_a_time(
         )
     ]
     with float_model(model), torch.no_grad():
-        for inputs, targets, count in steps(model, batches, progress):
-            reference = model(inputs)
+        for batch in steps(model, batches, progress):
+            reference = model(batch.inputs)
             for kind, layer, fmt, precision in passes:
                 model.set_precision(layer, precision)
-                totals.add(kind, layer, fmt.name, count * compare(reference, model(inputs), targets))
+                worse = compare(reference, model(batch.inputs), batch.targets)
+                totals.add(kind, layer, fmt.name, batch.count * worse)
                 model.set_precision(layer, None)
-            samples += count
+            samples += batch.count
     return totals.scores(1 / samples)

@@ -30,12 +30,11 @@ def score(
     signal: dict[str, float] = defaultdict(float)
 
     def visit(call: LayerCall, output: Tensor) -> None:
-        if call.layer in formats:
-            signal[call.layer] += float(output.float().square().sum())
-            for kind, fmt, _, error in output_errors(model, call, formats[call.layer]):
-                noise.add(kind, call.layer, fmt.name, float(error.float().square().sum()))
+        signal[call.layer] += float(output.float().square().sum())
+        for found in output_errors(model, call, formats):
+            noise.add(found.kind, found.layer, found.fmt, float(found.error.float().square_().sum()))
 
     with float_model(model), torch.no_grad(), on_each_call(model, visit):
-        for inputs, _, _ in steps(model, batches, progress):
-            model(inputs)
+        for batch in steps(model, batches, progress):
+            model(batch.inputs)
     return noise.scores({layer: 1 / signal[layer] if signal[layer] else 0.0 for layer in formats})
