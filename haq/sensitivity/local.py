@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,16 +178,23 @@ def backward_once(
         visit: may replay the call.
     """
     anchor = torch.zeros((), device=model.device, requires_grad=True)
+    final = False
+
+    def pass_on(call: LayerCall, gradient: Tensor) -> None:
+        # The objective may take gradients of its own on the way.
+        if final:
+            visit(call, gradient)
 
     def tap(call: LayerCall, output: Tensor) -> Tensor:
         # Adding a zero that wants a gradient makes the output part of the graph, whatever came before it, and leaves
         # the one in `call` alone when the model goes on in place.
         tapped = output + anchor.to(output.dtype)
-        tapped.register_hook(lambda gradient: visit(call, gradient))  # type: ignore[no-untyped-call]
+        tapped.register_hook(partial(pass_on, call))  # type: ignore[no-untyped-call]
         return tapped
 
     with torch.enable_grad(), on_each_call(model, tap):
         value = objective(model(inputs))
+    final = True
     torch.autograd.grad(value, anchor, allow_unused=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haq.quant.tree import map_tensors, tensors_in
+from haq.quant.tree import tensors_in
 from haq.sensitivity.probes import hessian_times, rademacher
 
 
@@ -39,9 +39,10 @@ def curvature_probe(
     if are_logits(outputs, targets):
         return _softmax_probe(outputs, targets, generator)
     tensors = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
-    curvature = _elementwise_curvature(outputs, targets, loss, generator)
+    value = loss(outputs, targets)
+    curvature = _elementwise_curvature(value, tensors, generator)
     if curvature is None:
-        return loss(outputs, targets) * math.sqrt(samples)
+        return value * math.sqrt(samples)
     products = [
         (z * h.clamp(min=0).sqrt() * rademacher(z, generator)).sum() for z, h in zip(tensors, curvature, strict=True)
     ]
@@ -58,15 +59,18 @@ def _softmax_probe(logits: Tensor, targets: Tensor, generator: torch.Generator) 
 
 
 def _elementwise_curvature(
-    outputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor], generator: torch.Generator
+    value: Tensor, tensors: list[Tensor], generator: torch.Generator
 ) -> tuple[Tensor, ...] | None:
-    """The diagonal of the loss's Hessian by the outputs, `None` unless the Hessian is that diagonal, and not zero."""
-    detached = map_tensors(lambda z: z.detach().requires_grad_(z.requires_grad), outputs)
-    tensors = [z for z in tensors_in(detached) if z.requires_grad]
-    gradients = torch.autograd.grad(loss(detached, targets), tensors, create_graph=True, materialize_grads=True)
-    ones = hessian_times(gradients, tensors, [torch.ones_like(z) for z in tensors])
+    """The diagonal of the Hessian of `value` by `tensors`, `None` unless the Hessian is that diagonal, and not zero."""
     signs = [rademacher(z, generator) for z in tensors]
-    products = hessian_times(gradients, tensors, signs)
+    try:
+        gradients = torch.autograd.grad(value, tensors, create_graph=True, materialize_grads=True)
+        ones = hessian_times(gradients, tensors, [torch.ones_like(z) for z in tensors])
+        products = hessian_times(gradients, tensors, signs)
+    except RuntimeError:
+        # A loss that cannot be differentiated twice, or outputs out of sight; one that cannot be differentiated at all
+        # raises again when its gradient is taken.
+        return None
     largest = max((float(h.abs().max()) for h in products), default=0.0)
     diagonal = all(
         torch.allclose(h, s * product, rtol=1e-3, atol=1e-3 * largest)

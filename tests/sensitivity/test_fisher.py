@@ -1,6 +1,7 @@
 """`fisher` against exact curvature, and what it leaves out after compensation."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,39 @@ def test_other_losses_give_the_squared_gradient_at_the_targets():
     (gradient,) = torch.autograd.grad(400 * distance(z, split.targets), z)
     expected = float((gradient * error_of(model, split)).sum(1).square().mean()) / 2
     assert fisher(model, split, distance) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_differentiates_once_only_gives_the_squared_gradient():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, outputs, targets):
+            ctx.save_for_backward(outputs - targets)
+            return (outputs - targets).square().mean()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            (difference,) = ctx.saved_tensors
+            return grad * 2 * difference / difference.numel(), None
+
+    model, split = linear_model(rows(9, 400, 4))
+    gradient = 2 * (model(split.inputs).detach() - split.targets) / 4
+    expected = float((gradient * error_of(model, split)).sum(1).square().mean()) / 2
+    assert fisher(model, split, Once.apply) == pytest.approx(expected, rel=1e-4)
+
+
+def test_outputs_of_any_type_reach_the_loss():
+    class Outer(nn.Module):
+        def forward(self, x):
+            return SimpleNamespace(values=x)
+
+    split = Split(rows(4, 400, 5), rows(9, 400, 4))
+    model = quantize(seeded(lambda: nn.Sequential(nn.Linear(5, 4), Outer())), split)
+    gradient = 2 * (model(split.inputs).values.detach() - split.targets) / 4
+    expected = float((gradient * error_of(model, split)).sum(1).square().mean()) / 2
+    assert fisher(model, split, lambda outputs, targets: F.mse_loss(outputs.values, targets)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_pixels_without_a_class_do_not_count():

@@ -42,8 +42,8 @@ def test_kl_of_logits(conv_model, images, kind):
     fmt = Format.integer(3)
     scores = METRICS["kl"](conv_model, formats_of(conv_model, "int3"), images.batches(40), loss=F.cross_entropy)
     with torch.no_grad():
-        p = seeded(Conv)(images.inputs).softmax(1)
-        q = changed(conv_model, "conv", kind, fmt)(images.inputs).softmax(1)
+        p = seeded(Conv)(images.inputs).double().softmax(1)
+        q = changed(conv_model, "conv", kind, fmt)(images.inputs).double().softmax(1)
     expected = float((p * (p / q).log()).sum(1).mean())
     assert scores[["weights", "activations"].index(kind)]["conv"]["int3"] == pytest.approx(expected, rel=1e-3)
 
