@@ -1,19 +1,25 @@
-"""The `haq` command: reads arguments, shows progress, prints results. No logic of its own."""
+"""The `haq` command: reads arguments, shows progress, prints results. No logic of its own.
+
+Results go to standard output, everything else to standard error; whatever the user's own code prints, too.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.columns import Columns
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from haq import __version__
 from haq.errors import InfeasibleError, InputError
@@ -24,17 +30,28 @@ if TYPE_CHECKING:
 
 EXIT_OTHER, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 app = typer.Typer(
-    help="Hardware-aware mixed-precision search.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="Hardware-aware mixed-precision search: the best bit-width per layer for a model, a device and a budget.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 no policy meets the budgets, 130 interrupted, 1 anything else.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 hardware_app = typer.Typer(help="The devices that have a profile.", no_args_is_help=True)
 app.add_typer(hardware_app, name="hardware")
 _MOST_PRECISIONS = 9
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
-_out = Console(highlight=False)
+_PIPE_WIDTH = 160
+_err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).")]
-PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy file (JSON).")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. seed=1.")]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy file (JSON), such as a run's policy.json.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the experiment, e.g. seed=1 or budgets.latency_ms='50%'; may be repeated.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
@@ -61,7 +78,7 @@ class _Bars:
 
     def stage(self, name: str) -> None:
         if self._task is None:
-            _err.print(name, markup=False)
+            _err.print(name)
         else:
             self._progress.reset(self._task, total=None, description=name)
 
@@ -70,7 +87,7 @@ class _Bars:
             self._progress.update(self._task, completed=done, total=total)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False)
+        self._progress.console.print(text)
 
 
 def _experiment(path: Path, overrides: list[str] | None) -> Experiment:
@@ -79,8 +96,27 @@ def _experiment(path: Path, overrides: list[str] | None) -> Experiment:
     return Experiment.load(path, overrides=overrides or [])
 
 
+@contextmanager
+def _running() -> Iterator[_Bars]:
+    """Progress for the length of the block, and standard output kept for the result."""
+    with redirect_stdout(sys.stderr), _Bars() as bars:
+        yield bars
+
+
+def _print(*results: Table | Columns | str) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    for result in results:
+        console.print(result, soft_wrap=isinstance(result, str))
+
+
 def _print_json(document: Any) -> None:
-    sys.stdout.write(to_json(document))
+    sys.stdout.write(to_json(document, ascii_only="utf" not in (sys.stdout.encoding or "").lower()))
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title)
 
 
 def _number(value: Any) -> str:
@@ -95,11 +131,11 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the best policy of an experiment, measure it, and write the run folder."""
-    from haq.run import run_experiment
-
+    """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
-    with _Bars() as bars:
+    with _running() as bars:
+        from haq.run import run_experiment
+
         folder, result = run_experiment(
             _experiment(experiment, overrides), out=out, resume=resume, command=command, reporter=bars
         )
@@ -114,7 +150,7 @@ def _show_result(folder: Path, result: dict[str, Any]) -> None:
 
     columns = {name: entry for name, entry in (*result["baselines"].items(), ("answer", result["answer"])) if entry}
     floating, unit = result["float"], result["score_unit"] and f" {result['score_unit']}"
-    table = Table("", "budget", "float", *columns, title=result["device"]["title"])
+    table = _table("", "budget", "float", *columns, title=result["device"]["title"])
     for key, label in (("test_score", f"test score{unit}"), ("score", f"search score{unit}")):
         ours = floating["search_score" if key == "score" else key]
         table.add_row(label, "", _number(ours), *(_number(entry[key]) for entry in columns.values()))
@@ -122,14 +158,11 @@ def _show_result(folder: Path, result: dict[str, Any]) -> None:
         bound = result["budgets"].get(metric)
         costs = (_number(entry["costs"][metric]) for entry in columns.values())
         table.add_row(metric, "" if bound is None else _number(bound), "", *costs)
-    _out.print(table)
     policy = Policy.from_doc(result["answer"]["policy"])
-    shown = [f"{escape(layer)} [bold]{precision}[/]" for layer, precision in policy.items()]
-    _out.print(Columns(shown, padding=(0, 3)))
-    _out.print(result["verdict"], markup=False)
-    for warning in result["warnings"]:
-        _out.print(f"warning: {warning}", markup=False)
-    _out.print(f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}", markup=False, soft_wrap=True)
+    bits = Columns([Text.assemble(f"{layer} ", (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3))
+    warnings = (f"warning: {warning}" for warning in result["warnings"])
+    files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
+    _print(table, bits, result["verdict"], *warnings, files)
 
 
 @app.command()
@@ -155,8 +188,9 @@ def cost(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = 
     """Print what a policy costs: per layer, per switch, and in all."""
     from haq.costs import cost_report
 
-    pieces = _experiment(experiment, overrides)
-    report = cost_report(pieces.network, pieces.cost_model, pieces.load_policy(policy)).to_doc()
+    with _running():
+        pieces = _experiment(experiment, overrides)
+        report = cost_report(pieces.network, pieces.cost_model, pieces.load_policy(policy)).to_doc()
     if as_json:
         _print_json(report)
         return
@@ -165,24 +199,21 @@ def cost(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = 
 
 def _show_cost(report: dict[str, Any], *, title: str) -> None:
     metrics = [metric for metric in report["totals"] if metric != "peak_activation_bytes"]
-    layers = Table("layer", "precision", *metrics, title=title)
+    layers = _table("layer", "precision", *metrics, title=title)
     for row in report["layers"]:
         layers.add_row(row["name"], row["precision"], *(_number(row["costs"].get(metric)) for metric in metrics))
-    _out.print(layers)
-    switches = Table("switch", "written", "wanted", "read by", *metrics)
+    switches = _table("switch", "written", "wanted", "read by", *metrics)
     for row in report["switches"]:
         costs = (_number(row["costs"].get(metric)) for metric in metrics)
         switches.add_row(row["tensor"], row["written"], row["wanted"], ", ".join(row["to"]), *costs)
     for row in report["joins"]:
         costs = (_number(row["costs"].get(metric)) for metric in metrics)
-        switches.add_row(row["name"], row["wanted"], row["written"], f"with {row['other']}", *costs)
-    if switches.row_count:
-        _out.print(switches)
-    else:
-        _out.print("No switches: every layer reads the format that was written.")
+        switches.add_row(row["name"], row["wanted"], row["written"], f"with {row['other'] or 'the input'}", *costs)
+    none = "No switches: every layer reads the format that was written."
+    _print(layers, switches if switches.row_count else none)
     for metric, value in report["totals"].items():
         note = f"  (at {report['peak']['step']})" if metric == "peak_activation_bytes" and report["peak"] else ""
-        _out.print(f"{metric:24s} {value:,.6g}{note}")
+        _print(f"{metric:24s} {value:,.6g}{note}")
 
 
 @app.command()
@@ -190,12 +221,14 @@ def evaluate(experiment: ExperimentFile, policy: PolicyFile, overrides: Override
     """Measure a policy on the search split and print its score and costs as JSON."""
     from haq.costs import cost_report
 
-    pieces = _experiment(experiment, overrides)
-    chosen = pieces.load_policy(policy)
-    pieces.space.check(chosen)
-    evaluator = pieces.evaluator("search")
-    measurement, floating = evaluator(chosen), evaluator.float_measurement()
-    costs = cost_report(pieces.network, pieces.cost_model, chosen).totals
+    with _running() as bars:
+        pieces = _experiment(experiment, overrides)
+        bars.stage("measuring the policy")
+        chosen = pieces.load_policy(policy)
+        pieces.space.check(chosen)
+        costs = cost_report(pieces.network, pieces.cost_model, chosen).totals
+        evaluator = pieces.evaluator("search")
+        measurement, floating = evaluator(chosen), evaluator.float_measurement()
     document = {
         "schema_version": 1,
         "metric": pieces.config.evaluator.metric,
@@ -217,32 +250,32 @@ def sensitivity(
     as_json: AsJson = False,
 ) -> None:
     """Score how much each layer's formats hurt; write the table and its heat map."""
-    from haq.run import write_sensitivity
+    with _running() as bars:
+        from haq.run import write_sensitivity
 
-    pieces = _experiment(experiment, overrides)
-    folder = out or Path("runs") / f"{pieces.config.name}-sensitivity"
-    with _Bars() as bars:
+        pieces = _experiment(experiment, overrides)
+        folder = out or Path("runs") / f"{pieces.config.name}-sensitivity"
         bars.stage(f"sensitivity ({pieces.config.sensitivity.metric})")
         table = write_sensitivity(pieces, folder, progress=bars.step)
     if as_json:
         _print_json({"folder": str(folder), "metric": table.metric, "rows": table.rows()})
         return
-    _show_sensitivity(table.rows(), title=f"predicted loss increase ({table.metric})")
-    _out.print(f"Table: {folder / 'sensitivity.csv'}   Heat map: {folder / 'sensitivity.png'}", soft_wrap=True)
+    shown = _sensitivities(table.rows(), title=f"predicted loss increase ({table.metric})")
+    _print(shown, f"table: {folder / 'sensitivity.csv'}\nheat map: {folder / 'sensitivity.png'}")
 
 
-def _show_sensitivity(rows: list[dict[str, Any]], *, title: str) -> None:
+def _sensitivities(rows: list[dict[str, Any]], *, title: str) -> Table:
     columns = list(dict.fromkeys((row["kind"], row["format"]) for row in rows))
     cells = {(row["layer"], row["kind"], row["format"]): row["sensitivity"] for row in rows}
-    table = Table("layer", *(f"{kind} {name}" for kind, name in columns), title=title)
+    table = _table("layer", *(f"{kind} {name}" for kind, name in columns), title=title)
     for layer in dict.fromkeys(row["layer"] for row in rows):
         table.add_row(layer, *(_number(cells.get((layer, *column))) for column in columns))
-    _out.print(table)
+    return table
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders of haq search.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and the page.")],
     as_json: AsJson = False,
 ) -> None:
@@ -253,13 +286,12 @@ def compare(
     if as_json:
         _print_json({"folder": str(out), "runs": rows})
         return
-    table = Table(*rows[0])
+    table = _table(*rows[0])
     for row in rows:
         table.add_row(
             *(_number(value) if isinstance(value, float | int) else str(value or "–") for value in row.values())
         )
-    _out.print(table)
-    _out.print(f"Page: {out / 'compare.html'}", markup=False, soft_wrap=True)
+    _print(table, f"page: {out / 'compare.html'}")
 
 
 @hardware_app.command("list")
@@ -271,17 +303,19 @@ def hardware_list(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([profile.summary() for profile in profiles])
         return
-    table = Table("name", "device", "cost model", "precisions", "metrics")
+    table = _table("name", "device", "cost model", "precisions", "metrics")
     for profile in profiles:
         row = profile.summary()
         shown, more = row["precisions"][:_MOST_PRECISIONS], row["precisions"][_MOST_PRECISIONS:]
         precisions = ", ".join(shown) + (f", ... ({len(more)} more)" if more else "")
         table.add_row(row["name"], row["title"], row["kind"], precisions, ", ".join(row["metrics"]))
-    _out.print(table)
+    _print(table)
 
 
 @hardware_app.command("show")
-def hardware_show(name: Annotated[str, typer.Argument(help="Name of a profile, or the path of one.")]) -> None:
+def hardware_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a profile, or the path of one (.toml).")],
+) -> None:
     """Print one device profile, with its provenance, as JSON."""
     from haq.hardware import load_profile
 
@@ -290,7 +324,7 @@ def hardware_show(name: Annotated[str, typer.Argument(help="Name of a profile, o
 
 def _version(show: bool) -> None:
     if show:
-        _out.print(f"haq {__version__}")
+        _print(f"haq {__version__}")
         raise typer.Exit
 
 
@@ -304,38 +338,58 @@ def _root(
 
 
 def _fail(message: str, code: int) -> int:
-    _err.print(f"haq: {' '.join(message.split())}", markup=False)
+    _err.print(f"haq: {' '.join(message.split())}")
     return code
 
 
 def _other(error: Exception) -> int:
     usage = getattr(error, "format_message", None)  # typer's own errors, whichever click it brings
     if type(error).__name__ == "NoArgsIsHelpError":
-        _err.print(str(error), markup=False)
+        _err.print(str(error))
         return EXIT_INPUT
     if usage is not None:
         context = getattr(error, "ctx", None)
         return _fail(usage() + (f"; see '{context.command_path} --help'" if context else ""), EXIT_INPUT)
-    if os.environ.get("HAQ_DEBUG"):
-        raise error
     return _fail(f"{type(error).__name__}: {error} (set HAQ_DEBUG=1 for the traceback)", EXIT_OTHER)
+
+
+def _interrupted() -> int:
+    searching = sys.argv[1:2] == ["search"]
+    return _fail("interrupted" + "; add --resume to go on where it stopped" * searching, EXIT_INTERRUPTED)
+
+
+def _usable_streams() -> None:
+    """A closed stream swallows what is written; a character that the terminal's encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """Run the command line; map errors to one line and an exit code."""
+    _usable_streams()
     sys.exit(_main())
 
 
 def _main() -> int:
     try:
         outcome = app(standalone_mode=False)
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT)
-    except InfeasibleError as error:
-        return _fail(str(error), EXIT_INFEASIBLE)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was measured is kept: add --resume to go on", EXIT_INTERRUPTED)
+        return _interrupted()
+    except BrokenPipeError:  # whoever read standard output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OTHER
     except Exception as error:
+        if os.environ.get("HAQ_DEBUG"):
+            raise
+        if isinstance(error, InputError):
+            return _fail(str(error), EXIT_INPUT)
+        if isinstance(error, InfeasibleError):
+            return _fail(str(error), EXIT_INFEASIBLE)
         return _other(error)
     return outcome if isinstance(outcome, int) else 0
 

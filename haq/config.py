@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,10 +152,10 @@ class ExperimentConfig(_Section):
     """One experiment: a model, data, a device and budgets."""
 
     schema_version: Literal[1] = 1
-    name: str = Field("experiment", pattern=r"^[\w.-]+$")
+    name: str = Field("experiment", pattern=r"^\w[\w.-]*$")
     seed: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
-    """Torch threads; default: torch's own choice."""
+    """Torch threads, at most as many as there are processors; default: torch's own choice."""
     model: ModelConfig
     data: DataConfig
     device: DeviceConfig
@@ -175,42 +176,74 @@ class ExperimentConfig(_Section):
             raise ValueError(f"unknown objective {name!r}; known: {', '.join(known)}")
         return name
 
-    @field_validator("budgets")
+    @field_validator("budgets", mode="before")
     @classmethod
-    def _budgets(cls, budgets: dict[str, float | str]) -> dict[str, float | str]:
+    def _budgets(cls, budgets: Any) -> Any:
+        if not isinstance(budgets, dict):
+            return budgets
         if not budgets:
             raise ValueError("name at least one budget, for example latency_ms = 4.0")
         for key, value in budgets.items():
             if key not in BUDGET_KEYS:
                 raise ValueError(f"unknown budget {key!r}; known: {', '.join(BUDGET_KEYS)}")
-            number = value
-            if isinstance(value, str):
-                try:
-                    number = float(value.removesuffix("%")) if value.endswith("%") else float("nan")
-                except ValueError:
-                    number = float("nan")
-            if not number > 0:  # type: ignore[operator]
+            if not 0 < _number(value) < math.inf:
                 raise ValueError(
                     f'{key} = {value!r}: a budget is a number above 0, or a percentage of uniform 8 bit such as "60%"'
                 )
         return budgets
 
 
+def _number(value: Any) -> float:
+    """4 of `4`, 60 of `"60%"`; NaN where it is neither a number nor a percentage."""
+    try:
+        if isinstance(value, str):
+            return float(value.removesuffix("%")) if value.endswith("%") else math.nan
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+
+
 def _set(document: dict[str, Any], assignment: str) -> None:
-    key, separator, text = assignment.partition("=")
-    if not separator or not key.strip():
-        raise InputError(f"--set {assignment}: write key.sub=value")
+    key, _, text = assignment.partition("=")
+    *path, last = _key_parts(key, assignment)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text
-    *path, last = key.strip().split(".")
     table = document
     for part in path:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InputError(f"--set {assignment}: {part} is a value, not a section")
     table[last] = value
+
+
+def _key_parts(key: str, assignment: str) -> list[str]:
+    """`space`, `layers`, `block.conv1` of `space.layers."block.conv1"`, as TOML reads keys."""
+    try:
+        found: Any = tomllib.loads(f"{key} = 0") if "\n" not in key and "=" in assignment else {}
+    except ValueError:
+        found = {}
+    parts = []
+    while isinstance(found, dict) and len(found) == 1:
+        (part, found), *_ = found.items()
+        parts.append(part)
+    if not parts:
+        raise InputError(f"--set {assignment}: write key.sub=value")
+    return parts
+
+
+def _read_text(path: Path) -> str:
+    """The content of a UTF-8 file; a byte order mark, as some editors put it, is left out."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read: not UTF-8 text (byte {error.start}: {error.reason})") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -220,12 +253,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: missing, unreadable or not TOML; one line with the file.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(_read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -247,11 +278,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{constant} is not a number that can be used here")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        return json.loads(_read_text(path), object_pairs_hook=unique, parse_constant=refuse)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
@@ -286,6 +315,7 @@ def load_experiment(path: str | Path, *, overrides: Sequence[str] = ()) -> Exper
     for assignment in overrides:
         _set(document, assignment)
     try:
-        return ExperimentConfig.model_validate(document)
+        # By way of JSON, pydantic can be strict (no `seed = true`) and still take lists for tuples and text for paths.
+        return ExperimentConfig.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
         raise InputError(f"{file}: {one_line(error)}") from error

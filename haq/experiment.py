@@ -6,6 +6,7 @@ Each piece is built when it is first asked for, so that `haq cost` loads no data
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,11 @@ from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
-from haq.imports import call_reference, load_reference
+from haq.imports import call_reference, guarded, load_reference
 from haq.problem import Problem
 from haq.quant import QuantizedModel, resolve
+from haq.quant.tree import call_model
+from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.space import SearchSpace, build_space
@@ -32,6 +35,7 @@ from haq.types import Network, Policy, Precision
 from haq.zoo import DATASETS, MODELS, DataSplits, load_model
 
 Progress = Callable[[int, int], None]
+_LONGEST_REASON = 300
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -39,8 +43,13 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _known(registry: Mapping[str, Any], name: str, key: str, *, more: str = "") -> None:
+    if name not in registry:
+        raise InputError(f"{key} = {name!r}: unknown; known: {', '.join(sorted(registry))}{more}")
 
 
 class Experiment:
@@ -55,7 +64,7 @@ class Experiment:
         self.config = config
         self.folder = folder or Path.cwd()
         if config.threads is not None:
-            torch.set_num_threads(config.threads)
+            torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
@@ -67,8 +76,7 @@ class Experiment:
         """The float model, in evaluation mode."""
         config = self.config.model
         if config.name is not None:
-            if config.name not in MODELS:
-                raise InputError(f"model.name = {config.name!r}: unknown; the zoo has {', '.join(sorted(MODELS))}")
+            _known(MODELS, config.name, "model.name", more=", or your own factory = module:function")
             if config.options:
                 raise InputError("model.options: a model of the zoo takes none; use model.factory for a model of yours")
             model = load_model(config.name)
@@ -91,15 +99,17 @@ class Experiment:
             raise InputError(f"model.checkpoint: {path}: no such file") from error
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"model.checkpoint: {path}: does not fit the model: {reason}") from error
+            raise InputError(
+                f"model.checkpoint: {path}: does not fit the model: {reason[:_LONGEST_REASON]}; give a safetensors "
+                "file of this model's state_dict"
+            ) from error
 
     @cached_property
     def data(self) -> DataSplits:
         """The train, search and test splits."""
         config = self.config.data
         if config.name is not None:
-            if config.name not in DATASETS:
-                raise InputError(f"data.name = {config.name!r}: unknown; the zoo has {', '.join(sorted(DATASETS))}")
+            _known(DATASETS, config.name, "data.name", more=", or your own factory = module:function")
             try:
                 return DATASETS[config.name](**config.options)
             except TypeError as error:
@@ -160,10 +170,8 @@ class Experiment:
 
     def _named(self, registry: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callable[..., Any]:
         if ":" in name:
-            return load_reference(name, key=key, folder=self.folder)
-        if name not in registry:
-            known = ", ".join(sorted(registry))
-            raise InputError(f"{key} = {name!r}: unknown; known: {known}, or your own module:function")
+            return guarded(load_reference(name, key=key, folder=self.folder), f"{key} = {name!r}")
+        _known(registry, name, key, more=", or your own module:function")
         return registry[name]
 
     @cached_property
@@ -196,11 +204,9 @@ class Experiment:
             InputError: unknown metric, or a file made for another setup.
         """
         config = self.config.sensitivity
-        if config.metric not in SENSITIVITY_METRICS:
-            known = ", ".join(sorted(SENSITIVITY_METRICS))
-            raise InputError(f"sensitivity.metric = {config.metric!r}: unknown; known: {known}")
         path = self.folder / config.file if config.file is not None else file
-        return sensitivity_table(
+        measure = guarded(sensitivity_table, f"sensitivity.metric = {config.metric!r}")
+        table: SensitivityTable = measure(
             self.quantized,
             self.space.formats(),
             self.data.train.head(config.samples),
@@ -211,17 +217,49 @@ class Experiment:
             file=path,
             progress=progress,
         )
+        return table
 
     def check(self) -> None:
         """Build what is cheap and can be wrong, so that a bad experiment fails before anything is measured.
 
         Raises:
-            InputError: the model, data, device, space, budgets or objective cannot be used.
+            InputError: the names, model, data, device, space, budgets, objective, loss or metric cannot be used.
         """
-        _ = (self.space, self.budgets, self.loss, self.metric)
-        if "accuracy_drop" in self.config.budgets and self.config.objective == "sensitivity":
-            raise InputError("budgets.accuracy_drop: needs objective = a cost metric, for example latency_ms")
+        self._check_names()
+        _ = (self.space, self.budgets, self.metric)
         require_metrics(self.cost_model, (self.config.objective, *self.budgets))
+        self._check_loss()
+
+    def _check_names(self) -> None:
+        config = self.config
+        _known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
+        _known(STRATEGIES, config.search.strategy, "search.strategy")
+        check_options(self.strategy, config.search.options)
+        if "accuracy_drop" not in config.budgets:
+            return
+        self.score_floor(0.0)
+        if config.objective == "sensitivity":
+            raise InputError("budgets.accuracy_drop: needs objective = a cost metric, for example latency_ms")
+        if config.search.strategy != "ilp":
+            raise InputError(f"budgets.accuracy_drop: needs search.strategy = 'ilp', got {config.search.strategy!r}")
+
+    def _check_loss(self) -> None:
+        """Run the loss on one batch of the train split."""
+        name, size = self.config.evaluator.loss, self.config.sensitivity.batch_size
+        inputs, targets = next(self.data.train.head(size).batches(size))
+        with torch.no_grad():
+            outputs = guarded(call_model, "the model, run on a batch of the train split,")(self.model, inputs)
+            value = guarded(self.loss, f"evaluator.loss = {name!r}")(outputs, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"evaluator.loss = {name!r}: returned {got}; return the mean loss as a scalar tensor")
+        if not value.isfinite():
+            raise InputError(f"evaluator.loss = {name!r}: is {float(value)} on the train split; check the data")
+
+    @property
+    def strategy(self) -> type[SearchStrategy]:
+        """The search strategy; with `budgets.accuracy_drop`, the bisection that keeps to it."""
+        return AccuracyDropSearch if "accuracy_drop" in self.config.budgets else STRATEGIES[self.config.search.strategy]
 
     def score_floor(self, float_score: float) -> float | None:
         """The least score that `budgets.accuracy_drop` allows, `None` without that budget.
@@ -268,11 +306,11 @@ class Experiment:
             raise InputError(f"budgets.{key}: {self.profile.name} does not model it; it models {', '.join(totals)}")
         return share * totals[key]
 
-    def problem(self, sensitivity: SensitivityTable) -> Problem:
-        """The search problem as dense tables."""
+    def problem(self, sensitivity: SensitivityTable | None) -> Problem:
+        """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone."""
         rows = {
-            layer: {str(p): sensitivity.of(layer, p) for p in self.space.precisions[layer]}
-            for layer in self.network.layer_names
+            layer: {str(p): 0.0 if sensitivity is None else sensitivity.of(layer, p) for p in choices}
+            for layer, choices in self.space.precisions.items()
         }
         document = problem_document(
             self.network,

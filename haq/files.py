@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: the folder or disk does not take the file; the message names it and the reason.
     """
-    write_bytes(path, text.encode())
+    # The name of a file need not be UTF-8: what it stands for in the text is escaped, in JSON validly.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -32,9 +34,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be written: {reason}; free the place or choose another with --out") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:
@@ -48,9 +52,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def to_json(document: Any, *, indent: int | None = 2) -> str:
+def to_json(document: Any, *, ascii_only: bool = False) -> str:
     """`document` as strict JSON text with a final newline; paths and the like become strings."""
-    return json.dumps(finite(document), indent=indent, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    return json.dumps(finite(document), indent=2, ensure_ascii=ascii_only, allow_nan=False, default=str) + "\n"
 
 
 def write_json(path: Path, document: Any) -> None:

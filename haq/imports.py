@@ -1,14 +1,17 @@
-"""Loading what the user names as `module:function`."""
+"""Loading what the user names as `module:function`, and calling it so that its failures are the user's to read."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from haq.errors import InputError
+from haq.errors import InfeasibleError, InputError
 
 
 def load_reference(reference: str, *, key: str, folder: Path) -> Callable[..., Any]:
@@ -23,24 +26,72 @@ def load_reference(reference: str, *, key: str, folder: Path) -> Callable[..., A
         InputError: no such module or function, the module fails when imported, or it is not callable.
     """
     module_name, _, attribute = reference.partition(":")
-    for place in (str(Path.cwd()), str(folder.resolve())):
-        if place not in sys.path:
-            sys.path.insert(0, place)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{key} = {reference!r}: {error}; put the module beside the experiment file or in the working directory"
-        ) from error
-    except Exception as error:
-        raise InputError(f"{key} = {reference!r}: importing it failed: {type(error).__name__}: {error}") from error
+    label = f"{key} = {reference!r}"
+    module = _import(module_name, label=label, folder=folder)
+    found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise InputError(f"{key} = {reference!r}: module {module_name} has no {attribute!r}; check its spelling")
+            place = getattr(module, "__file__", None) or "a built-in module"
+            raise InputError(f"{label}: module {module_name} ({place}) has no {attribute!r}; check its spelling")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{key} = {reference!r}: is no function but {type(found).__name__}; name a callable")
+        raise InputError(f"{label}: is no function but {type(found).__name__}; name a callable")
     return found  # type: ignore[no-any-return]
+
+
+def _import(name: str, *, label: str, folder: Path) -> ModuleType:
+    places = [str(folder.resolve()), str(Path.cwd())]
+    sys.path[:0] = [place for place in dict.fromkeys(places) if place not in sys.path]
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{label}: {error}; put the module beside the experiment file or in the working directory"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{label}: importing it failed: {_reason(error)}") from error
+    ours = PathFinder.find_spec(name.partition(".")[0], places)
+    loaded = sys.modules[name.partition(".")[0]]
+    if ours is not None and ours.origin is not None and not _same_file(ours.origin, getattr(loaded, "__file__", None)):
+        raise InputError(f"{label}: {ours.origin} has the name of another module that is in use; rename it")
+    return module
+
+
+def _same_file(origin: str, loaded: str | None) -> bool:
+    return loaded is not None and Path(origin).resolve() == Path(loaded).resolve()
+
+
+def guarded(function: Callable[..., Any], label: str) -> Callable[..., Any]:
+    """`function`, with its failures raised as an `InputError` that begins with `label`.
+
+    It counts as the same function: what is signed by module and name stays so.
+    """
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, InfeasibleError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise InputError(f"{label} failed: {_reason(error)}") from error
+
+    call.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+    return call
+
+
+def _reason(error: BaseException) -> str:
+    """The error on one line, with the place in the user's code that it came from."""
+    place, trace = "", error.__traceback__
+    package = str(Path(__file__).parent)
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith((package, "<frozen", sys.prefix, sys.base_prefix)):
+            place = f" ({Path(file).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {message}' if message else ''}{place}"
 
 
 def call_reference(reference: str, options: Mapping[str, Any], *, key: str, folder: Path) -> Any:
@@ -50,9 +101,4 @@ def call_reference(reference: str, options: Mapping[str, Any], *, key: str, fold
         InputError: it is not there, or it fails; names the key and the user's own error.
     """
     function = load_reference(reference, key=key, folder=folder)
-    try:
-        return function(**options)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{key} = {reference!r} failed: {type(error).__name__}: {error}") from error
+    return guarded(function, f"{key} = {reference!r}")(**options)

@@ -10,6 +10,7 @@ from typing import Any
 
 from haq import __version__
 from haq.costs import cost_report
+from haq.errors import InfeasibleError, InputError
 from haq.evaluate import PTQEvaluator
 from haq.experiment import Experiment
 from haq.problem import Problem
@@ -55,6 +56,7 @@ def result_document(
     *,
     floating: Measurement,
     floor: float | None,
+    test: PTQEvaluator,
 ) -> dict[str, Any]:
     """The content of `result.json`. Scores the answer, the baselines and the float model on the test split, once.
 
@@ -65,19 +67,27 @@ def result_document(
         trials: everything measured.
         floating: the float model on the search split.
         floor: the least score that is allowed, if any.
+        test: scores on the test split.
 
     Raises:
-        RuntimeError: not one policy within budget could be measured; says why the last one failed.
+        InputError: not one policy within budget could be measured; says why the last one failed.
+        InfeasibleError: none of the measured policies reaches the floor.
     """
     config, profile = experiment.config, experiment.profile
     answer = choose(trials, problem, floor=floor)
     if answer is None:
         failed = next((trial.measurement.error for trial in reversed(trials) if trial.measurement.error), "none ran")
-        raise RuntimeError(f"no policy within budget could be measured: {failed}")
-    test = experiment.evaluator("test")
+        raise InputError(f"no policy within budget could be measured: {failed}")
+    drop = floating.score - answer.measurement.score
+    if floor is not None and answer.measurement.score < floor:
+        raise InfeasibleError(
+            f"no measured policy keeps to budgets.accuracy_drop = {floating.score - floor:g}; the least drop measured "
+            f"is {drop:.4g}; raise the budget, search.max_trials or the formats in [space]",
+            {"accuracy_drop": drop},
+        )
     baselines = {name: choose([t for t in trials if t.source == name], problem, floor=floor) for name in _BASELINES}
     proposed = {trial.policy.key for trial in trials if trial.source == config.search.strategy}
-    drop = {} if floor is None else {"accuracy_drop": config.budgets["accuracy_drop"]}
+    allowed = {} if floor is None else {"accuracy_drop": config.budgets["accuracy_drop"]}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "experiment": config.model_dump(mode="json"),
@@ -88,7 +98,7 @@ def result_document(
             "provenance": profile.provenance.model_dump(mode="json"),
         },
         "objective": problem.objective,
-        "budgets": {**problem.budgets, **drop},
+        "budgets": {**problem.budgets, **allowed},
         "status": solution.status,
         "bound": solution.bound,
         "predicted_optimum": solution.values[0] if solution.values else None,
@@ -105,6 +115,7 @@ def result_document(
         "warnings": list(profile.warnings(problem.costs(answer.policy))),
     }
     result["float"] = {"search_score": floating.score, "test_score": test.float_measurement().score}
+    result["accuracy_drop"] = {"search": drop, "test": _test_drop(result)}
     result["verdict"] = verdict(result)
     return result
 
@@ -124,20 +135,33 @@ def _entry(trial: Trial, test: PTQEvaluator | None) -> dict[str, Any]:
     return entry
 
 
+def _test_drop(result: Mapping[str, Any]) -> float | None:
+    score = result["answer"]["test_score"]
+    return None if score is None else float(result["float"]["test_score"] - score)
+
+
 def verdict(result: Mapping[str, Any]) -> str:
     """How good the answer is, by the test split, in one sentence; differences within two standard errors are ties."""
     answer = result["answer"]
     if answer["test_score"] is None:
         return "The answer could not be measured on the test split."
     unit = " points" if result["score_unit"] == "%" else ""
-    drop = result["float"]["test_score"] - answer["test_score"]
+    drop = result["accuracy_drop"]["test"]
     against = f"{abs(drop):.2f}{unit} {'below' if drop > 0 else 'above'} float" if abs(drop) >= 0.005 else "as float"
     parts = [f"{answer['test_score']:.2f}{result['score_unit'] and ' %'} on the test split, {against}"]
+    if "accuracy_drop" in result["budgets"]:
+        parts.append(_kept(result["accuracy_drop"], result["budgets"]["accuracy_drop"], unit))
     for name, entry in result["baselines"].items():
         parts.append(_comparison(answer, entry, _label(name, entry), unit, result["objective"]))
     if result["answer_is_baseline"]:
         parts.append(f"the search found nothing better than {answer['source']}, whose policy is the answer")
     return "; ".join(parts) + "."
+
+
+def _kept(drop: Mapping[str, float], allowed: float, unit: str) -> str:
+    """What became of the accuracy drop that the user allows: the search split keeps to it, the test split may not."""
+    words = f"on the search split it loses {drop['search']:.2f} of the {allowed:.2f}{unit} allowed"
+    return words if drop["test"] <= allowed else f"{words}, but more on the test split"
 
 
 def _label(name: str, entry: Mapping[str, Any] | None) -> str:

@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
 from haq.errors import InfeasibleError, InputError
-from haq.evaluate import LocalExecutor
+from haq.evaluate import LocalExecutor, PTQEvaluator
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
 from haq.problem import Problem
+from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
 from haq.result import policy_document, result_document, trial_row, versions
-from haq.search import STRATEGIES, AccuracyDropSearch, Greedy, SearchStrategy, run_search, uniform_policies
-from haq.search.journal import Journal
+from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, run_search, uniform_policies
+from haq.search.journal import Journal, holds_trials
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
-from haq.types import Policy, Trial
+from haq.types import Measurement, Policy, Trial
 
+JOURNAL = "trials.jsonl"
 _MAX_REFERENCES = 9
 """Uniform policies that are measured: those within budget first."""
-
-
-class Reporter(Protocol):
-    """Shows the progress of a run; `haq.cli` draws it, tests leave it out."""
-
-    def stage(self, name: str) -> None:
-        """A new stage begins."""
-
-    def step(self, done: int, total: int) -> None:
-        """`done` of `total` steps of this stage are done."""
-
-    def note(self, text: str) -> None:
-        """One line worth keeping on the screen."""
-
-
-class Silent:
-    """A `Reporter` that shows nothing."""
-
-    def stage(self, name: str) -> None: ...
-    def step(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-@dataclass
-class _Stages:
-    """Names the stages of a run to the reporter and keeps their wall seconds."""
-
-    reporter: Reporter
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, key: str, name: str) -> Iterator[None]:
-        self.reporter.stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[key] = round(time.perf_counter() - start, 3)
 
 
 def run_folder(name: str, out: Path | None, *, resume: bool) -> Path:
@@ -70,12 +33,10 @@ def run_folder(name: str, out: Path | None, *, resume: bool) -> Path:
     With `resume`, the newest that is there.
 
     Raises:
-        InputError: `out` holds a run and is not to be resumed, or there is nothing to resume.
+        InputError: `out` is no folder, or holds a run and is not to be resumed, or there is nothing to resume.
     """
     if out is not None:
-        if (out / "trials.jsonl").exists() and not resume:
-            raise InputError(f"{out}: a run is there already; add --resume to go on, or name another --out")
-        return out
+        return _checked_folder(out, resume=resume)
     newest, candidate, number = None, Path("runs") / name, 1
     while candidate.exists():
         number += 1
@@ -85,6 +46,18 @@ def run_folder(name: str, out: Path | None, *, resume: bool) -> Path:
     if newest is None:
         raise InputError(f"{candidate}: no run to resume; start it without --resume, or name its folder with --out")
     return newest
+
+
+def _checked_folder(out: Path, *, resume: bool) -> Path:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder with --out")
+    if resume and not out.exists():
+        raise InputError(f"{out}: no run to resume; start it without --resume")
+    if not resume and holds_trials(out / JOURNAL):
+        raise InputError(f"{out}: a run is there already; add --resume to go on, or name another --out")
+    if not resume and any((out / name).exists() for name in ("policy.json", "result.json")):
+        raise InputError(f"{out}: results are there already, which this run would overwrite; name another --out")
+    return out
 
 
 def run_experiment(
@@ -111,14 +84,21 @@ def run_experiment(
         InputError: something the user gave cannot be used.
         InfeasibleError: no policy meets the budgets.
     """
-    show, config = reporter or Silent(), experiment.config
-    stages = _Stages(show)
-    folder = run_folder(config.name, out, resume=resume)
+    stages = Stages(reporter or Silent())
+    folder = run_folder(experiment.config.name, out, resume=resume)
     with stages("trace", "tracing the model"):
         experiment.check()
+        _solved(experiment, experiment.problem(None))
+    with Journal.open(folder / JOURNAL, _setup(experiment), resume=resume) as journal:
+        return folder, _run(experiment, folder, journal, stages, command=command)
+
+
+def _run(experiment: Experiment, folder: Path, journal: Journal, stages: Stages, *, command: str) -> dict[str, Any]:
+    config, show = experiment.config, stages.reporter
     with stages("calibrate", "calibrating"):
-        evaluator = experiment.evaluator("search")
-        floating = evaluator.float_measurement()
+        evaluator, test = experiment.evaluator("search"), experiment.evaluator("test")
+        floating = _float_score(evaluator, "search")
+        _float_score(test, "test")
     with stages("sensitivity", f"sensitivity ({config.sensitivity.metric})"):
         sensitivity = experiment.sensitivity(file=folder / "sensitivity.json", progress=show.step)
     with stages("solve", "solving"):
@@ -127,7 +107,6 @@ def run_experiment(
         floor = experiment.score_floor(floating.score)
         strategy = build_strategy(experiment, problem, floor=floor)
         fixed = _fixed(problem)
-    journal = _journal(experiment, folder, resume=resume)
     with stages("evaluate", "measuring policies"):
         expected = len(fixed) + config.search.max_trials
 
@@ -146,35 +125,39 @@ def run_experiment(
             on_trial=on_trial,
         )
     with stages("test", "scoring the answer on the test split"):
-        result = result_document(experiment, problem, solution, journal.trials, floating=floating, floor=floor)
+        result = result_document(
+            experiment, problem, solution, journal.trials, floating=floating, floor=floor, test=test
+        )
     with stages("report", "writing the report"):
         result["seconds"], result["command"] = dict(stages.seconds), command
         _write(experiment, folder, result, problem, sensitivity, journal.trials)
-    return folder, result
+    return result
+
+
+def _float_score(evaluator: PTQEvaluator, split: str) -> Measurement:
+    measured = evaluator.float_measurement()
+    if not measured.ok:
+        raise InputError(
+            f"the float model cannot be scored on the {split} split: {measured.error}; check model, data and metric"
+        )
+    return measured
 
 
 def build_strategy(experiment: Experiment, problem: Problem, *, floor: float | None) -> SearchStrategy:
-    """The strategy that the experiment names; with a `floor` of the score, the bisection that keeps to it.
-
-    Raises:
-        InputError: unknown strategy or option.
-        InfeasibleError: no policy meets the budgets.
-    """
-    search = experiment.config.search
-    if search.strategy not in STRATEGIES:
-        raise InputError(f"search.strategy = {search.strategy!r}: unknown; known: {', '.join(sorted(STRATEGIES))}")
-    if floor is not None and search.strategy != "ilp":
-        raise InputError(f"budgets.accuracy_drop: needs search.strategy = 'ilp', got {search.strategy!r}")
-    try:
-        if floor is not None:
-            return AccuracyDropSearch(problem, floor=floor, **search.options)
-        return STRATEGIES[search.strategy](problem, seed=experiment.config.seed, **search.options)
-    except TypeError as error:
-        raise InputError(f"search.options: {error}; see the options of {search.strategy!r}") from error
+    """The strategy that the experiment names; with a `floor` of the score, the bisection that keeps to it."""
+    options = experiment.config.search.options
+    if floor is not None:
+        return AccuracyDropSearch(problem, floor=floor, **options)
+    make: Callable[..., SearchStrategy] = experiment.strategy
+    return make(problem, seed=experiment.config.seed, **options)
 
 
 def _solved(experiment: Experiment, problem: Problem) -> Solution:
-    """The exact solution of the predicted problem: its bound is reported whatever the strategy."""
+    """The exact solution of the predicted problem: its bound is reported whatever the strategy.
+
+    Raises:
+        InfeasibleError: no policy meets the budgets; says the least achievable values.
+    """
     limit = experiment.config.search.options.get("time_limit")
     solution = solve(problem, time_limit=limit)
     if solution.status != "infeasible":
@@ -188,15 +171,14 @@ def _solved(experiment: Experiment, problem: Problem) -> Solution:
     )
 
 
-def _journal(experiment: Experiment, folder: Path, *, resume: bool) -> Journal:
-    setup = {
+def _setup(experiment: Experiment) -> dict[str, Any]:
+    """What the trials of a run depend on."""
+    return {
         "config": experiment.config.model_dump(mode="json", exclude={"threads"}),
         "hashes": experiment.hashes,
         "profile": experiment.profile.digest,
         "haq": versions()["haq"],
     }
-    path = folder / "trials.jsonl"
-    return Journal.resume(path, setup) if resume and path.exists() else Journal.create(path, setup)
 
 
 def _fixed(problem: Problem) -> list[tuple[str, Policy]]:

@@ -32,11 +32,16 @@ _DEFAULTS = {
 class _DeviceDefaults(Protocol):
     """What a device profile may say; `None` leaves the choice to the defaults."""
 
-    weight_granularity: Any
-    weight_scheme: Any
-    activation_scheme: Any
-    weight_calibration: Any
-    activation_calibration: Any
+    @property
+    def weight_granularity(self) -> Any: ...
+    @property
+    def weight_scheme(self) -> Any: ...
+    @property
+    def activation_scheme(self) -> Any: ...
+    @property
+    def weight_calibration(self) -> Any: ...
+    @property
+    def activation_calibration(self) -> Any: ...
 
 
 def resolve(config: QuantizationConfig, device: _DeviceDefaults | None = None) -> QuantizationConfig:

@@ -1,7 +1,9 @@
 """Search: strategies that propose policies, and the loop that measures them. To add one: a file, and a line below."""
 
 from haq.search.accuracy_drop import AccuracyDropSearch
-from haq.search.base import SearchStrategy, run_search
+from haq.search.base import SearchStrategy, check_options, run_search
+from haq.search.bayesian import Bayesian
+from haq.search.evolutionary import Evolutionary
 from haq.search.greedy import Greedy
 from haq.search.ilp import ILP
 from haq.search.random_search import RandomSearch
@@ -11,10 +13,13 @@ __all__ = [
     "ILP",
     "STRATEGIES",
     "AccuracyDropSearch",
+    "Bayesian",
+    "Evolutionary",
     "Greedy",
     "RandomSearch",
     "SearchStrategy",
     "Uniform",
+    "check_options",
     "run_search",
     "strategy_class",
     "uniform_policies",
@@ -25,6 +30,8 @@ STRATEGIES: dict[str, type[SearchStrategy]] = {
     "greedy": Greedy,
     "uniform": Uniform,
     "random": RandomSearch,
+    "evolutionary": Evolutionary,
+    "bayesian": Bayesian,
 }
 
 

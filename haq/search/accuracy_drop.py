@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from haq.problem import Problem
-from haq.search.base import SearchStrategy
+from haq.search.base import Gap, SearchStrategy, Seconds, Solver
 from haq.search.solve import solve
 from haq.types import Policy, Trial
 
@@ -25,10 +25,20 @@ class AccuracyDropSearch(SearchStrategy):
         floor: the least score that is allowed.
         gap: relative gap at which a solve may stop.
         time_limit: seconds for each solve.
+        solver: `auto`, `highs` or `cbc`.
     """
 
-    def __init__(self, problem: Problem, *, floor: float, gap: float = 0.0, time_limit: float | None = None) -> None:
-        self._problem, self._floor, self._gap, self._time_limit = problem, floor, gap, time_limit
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        floor: float,
+        gap: Gap = 0.0,
+        time_limit: Seconds | None = None,
+        solver: Solver = "auto",
+    ) -> None:
+        self._problem, self._floor = problem, floor
+        self._gap, self._time_limit, self._solver = gap, time_limit, solver
         self._scores: dict[str, float] = {}
         self._solved: dict[float, Policy | None] = {}
         self._low, self._high = self._range()
@@ -48,7 +58,7 @@ class AccuracyDropSearch(SearchStrategy):
         if math.isfinite(bound):
             budgets["sensitivity"] = bound
         problem = self._problem.with_budgets(budgets, objective=objective)
-        solution = solve(problem, gap=self._gap, time_limit=self._time_limit)
+        solution = solve(problem, gap=self._gap, time_limit=self._time_limit, solver=self._solver)
         return problem.policy(solution.assignments[0]) if solution.assignments else None
 
     def _cheapest(self, loss: float) -> Policy | None:

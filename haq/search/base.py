@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from haq.errors import InputError
 from haq.search.journal import Journal
 from haq.types import Measurement, Policy, Trial
+
+Gap = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Solver = Literal["auto", "highs", "cbc"]
+_NOT_OPTIONS = ("seed", "floor")
 
 
 class SearchStrategy(ABC):
@@ -24,6 +33,26 @@ class SearchStrategy(ABC):
     @abstractmethod
     def update(self, trials: Sequence[Trial]) -> None:
         """Learn from new trials, or from replayed ones on resume. Never called with a policy twice."""
+
+
+def check_options(strategy: type[SearchStrategy], options: Mapping[str, Any]) -> None:
+    """Check a strategy's options against the keyword arguments of its constructor and their annotations.
+
+    Raises:
+        InputError: one that it does not have, or of a wrong type or value.
+    """
+    keywords = [p.name for p in signature(strategy).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    known = [name for name in keywords if name not in _NOT_OPTIONS]
+    hints = get_type_hints(strategy.__init__, include_extras=True)
+    for name, value in options.items():
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"search.options.{name}: no option of {strategy.__name__}; {has}")
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise InputError(f"search.options.{name} = {value!r}: {reason[0].lower()}{reason[1:]}") from error
 
 
 class Executor(Protocol):
@@ -73,7 +102,7 @@ def run_search(
         name: the strategy's, as the `source` of its trials.
         max_trials: how many proposals to measure; replayed ones count.
         journal: new, or resumed.
-        fixed: `(source, policy)` measured first, whatever the strategy does: baselines.
+        fixed: `(source, policy)` measured first, whatever the strategy does: baselines. The same ones on resume.
         on_trial: called with each trial, replayed ones too.
 
     Returns:
@@ -91,9 +120,13 @@ def run_search(
         on_trial(trial)
         return trial
 
-    own = [trial for trial in map(_seen, list(journal.trials)) if trial.source == name]
-    done = {(trial.source, trial.policy.key) for trial in journal.trials}
-    _measure(executor, [pair for pair in fixed if (pair[0], pair[1].key) not in done], measured, record)
+    for trial in journal.trials:
+        _seen(trial)
+    baselines = dict.fromkeys(fixed)
+    done = {(trial.source, trial.policy) for trial in journal.trials}
+    _measure(executor, [pair for pair in baselines if pair not in done], measured, record)
+    # Not told by their source: the strategy's name may be a baseline's.
+    own = journal.trials[len(baselines) :]
     strategy.update(own)
     while len(own) < max_trials:
         proposed = strategy.suggest(min(executor.capacity, max_trials - len(own)))

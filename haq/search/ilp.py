@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from haq.errors import InfeasibleError
 from haq.problem import Problem
-from haq.search.base import SearchStrategy
+from haq.search.base import Gap, SearchStrategy, Seconds, Solver
 from haq.search.solve import minima, solve
 from haq.types import Policy, Trial
 
@@ -27,9 +27,9 @@ class ILP(SearchStrategy):
         problem: Problem,
         *,
         seed: int = 0,
-        time_limit: float | None = None,
-        gap: float = 0.0,
-        solver: str = "auto",
+        time_limit: Seconds | None = None,
+        gap: Gap = 0.0,
+        solver: Solver = "auto",
     ) -> None:
         del seed
         self._problem = problem

@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 from haq.errors import InputError
 from haq.files import finite
 from haq.types import Trial
+
+_SHOWN_CHANGES = 5
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -28,70 +31,68 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key} ({before.get(key)!r} -> {after.get(key)!r})" for key in keys]
 
 
+def holds_trials(path: Path) -> bool:
+    """Whether there is a journal at `path` with at least one trial in it."""
+    return path.is_file() and path.read_bytes().count(b"\n") > 1
+
+
 class Journal:
-    """The trials of one run, on disk and in memory.
+    """The trials of one run, on disk and in memory. Only one process at a time has a journal open.
 
     The first line holds the setup; each further line one trial. A last line without its newline was torn by a kill:
-    it is cut off when the run resumes.
+    it is cut off when the run resumes. Close it, or use it in a `with` block.
+
+    Attributes:
+        trials: in order.
     """
 
-    def __init__(self, path: Path, trials: list[Trial]) -> None:
-        self.path = path
+    def __init__(self, path: Path, stream: BinaryIO, trials: list[Trial]) -> None:
         self.trials = trials
+        self._path, self._stream = path, stream
+
+    @classmethod
+    def open(cls, path: Path, setup: Mapping[str, Any], *, resume: bool) -> Journal:
+        """`create`, or with `resume` go on with the journal that is there, if any."""
+        return cls.resume(path, setup) if resume and path.exists() else cls.create(path, setup)
 
     @classmethod
     def create(cls, path: Path, setup: Mapping[str, Any]) -> Journal:
-        """Start a new journal.
+        """Start a new journal. One that holds no trial yet is replaced.
 
         Raises:
-            InputError: `path` exists, or cannot be written.
+            InputError: `path` holds trials, is open in another process, or cannot be written.
         """
-        line = json.dumps({"schema_version": 1, "setup": finite(setup)}, default=str) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(line)
-        except FileExistsError as error:
-            raise InputError(f"{path}: a run is there already; add --resume to go on, or name another --out") from error
         except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}; name another --out") from error
-        return cls(path, [])
+            raise InputError(f"{path.parent}: cannot be made: {error.strerror}; name another --out") from error
+        journal = cls(path, _locked(path), [])
+        if holds_trials(path):
+            journal.close()
+            raise InputError(f"{path}: a run is there already; add --resume to go on, or name another --out")
+        journal._stream.truncate(0)
+        journal._write({"schema_version": 1, "setup": finite(setup)})
+        return journal
 
     @classmethod
     def resume(cls, path: Path, setup: Mapping[str, Any]) -> Journal:
         """Open a journal to go on with it.
 
         Raises:
-            InputError: not there, damaged before its last line, or of another setup; says what changed.
+            InputError: not there, open in another process, damaged before its last line, or of another setup; says what
+                changed.
         """
         try:
             raw = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}; start without --resume") from error
         whole = raw[: raw.rfind(b"\n") + 1]
-        if not whole:
-            path.unlink()
+        if whole.count(b"\n") <= 1:
             return cls.create(path, setup)
-        documents = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                documents.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(
-                    f"{path}:{number}: not a journal line: {error}; start anew in another --out"
-                ) from error
-        normal = json.loads(json.dumps(finite(setup), default=str))
-        changed = _changes(documents[0].get("setup", {}), normal)
-        if changed:
-            listed = "; ".join(changed[:5])
-            raise InputError(f"{path}: cannot resume, the setup changed: {listed}; undo that or name another --out")
-        try:
-            trials = [Trial.from_doc(document) for document in documents[1:]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a journal of trials: {error!r}; start anew in another --out") from error
-        if len(whole) != len(raw):
-            os.truncate(path, len(whole))
-        return cls(path, trials)
+        trials = _parse(path, whole, setup)
+        stream = _locked(path)
+        stream.truncate(len(whole))
+        return cls(path, stream, trials)
 
     def append(self, trial: Trial) -> None:
         """Add a trial; it is on disk when this returns.
@@ -99,12 +100,63 @@ class Journal:
         Raises:
             InputError: the disk does not take it.
         """
-        line = json.dumps(finite(trial.to_doc())) + "\n"
-        try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}; free space and --resume") from error
+        self._write(finite(trial.to_doc()))
         self.trials.append(trial)
+
+    def _write(self, document: Mapping[str, Any]) -> None:
+        line = json.dumps(document, default=str) + "\n"
+        try:
+            self._stream.write(line.encode())
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written: {error.strerror}; free space and --resume") from error
+
+    def close(self) -> None:
+        """Let others open it."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file, unbuffered, for this process alone where the system can tell."""
+    try:
+        stream = path.open("ab", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}; name another --out") from error
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise InputError(f"{path}: another haq is writing this run; wait for it or name another --out") from error
+    except (ImportError, OSError):
+        pass  # Windows, or a network drive without locks
+    return stream
+
+
+def _parse(path: Path, content: bytes, setup: Mapping[str, Any]) -> list[Trial]:
+    documents = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            documents.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not a journal line: {error}; start anew in another --out") from error
+    try:
+        changed = _changes(documents[0]["setup"], json.loads(json.dumps(finite(setup), default=str)))
+        trials = [Trial.from_doc(document) for document in documents[1:]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a journal of trials: {error!r}; start anew in another --out") from error
+    if changed:
+        listed = "; ".join(changed[:_SHOWN_CHANGES])
+        raise InputError(f"{path}: cannot resume, the setup changed: {listed}; undo that or name another --out")
+    if [trial.number for trial in trials] != list(range(len(trials))):
+        raise InputError(f"{path}: trials are missing or stand twice; start anew in another --out")
+    return trials

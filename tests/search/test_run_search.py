@@ -1,9 +1,13 @@
 """The one loop and its journal: what is measured, kept, replayed and refused."""
 
+import errno
+import os
+
 import pytest
 
 from haq.errors import InputError
-from haq.search.base import SearchStrategy, run_search
+from haq.search import STRATEGIES
+from haq.search.base import Gap, SearchStrategy, Seconds, Solver, check_options, run_search
 from haq.search.journal import Journal
 from haq.types import Measurement, Policy, Precision
 
@@ -21,6 +25,35 @@ class Listed(SearchStrategy):
 
     def update(self, trials):
         self.told += trials
+
+
+class Options(Listed):
+    """Has options of every kind."""
+
+    def __init__(self, problem, *, seed=0, floor=0.0, gap: Gap = 0.0, solver: Solver = "auto", time: Seconds = 1.0):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gab": 1}, r"search\.options\.gab: no option of Options; it has gap, solver, time"),
+        ({"seed": 1}, r"search\.options\.seed: no option"),
+        ({"gap": "0"}, r"search\.options\.gap = '0': input should be a valid number"),
+        ({"gap": True}, r"search\.options\.gap = True"),
+        ({"gap": float("nan")}, r"search\.options\.gap = nan"),
+        ({"time": 0}, r"search\.options\.time = 0: input should be greater than 0"),
+        ({"solver": "scip"}, r"search\.options\.solver = 'scip': input should be 'auto', 'highs' or 'cbc'"),
+    ],
+)
+def test_bad_options_of_a_strategy_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        check_options(Options, options)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_options_of_every_strategy_can_be_checked(name):
+    check_options(STRATEGIES[name], {})
 
 
 class Bits:
@@ -81,8 +114,8 @@ def test_a_killed_run_resumes_to_the_same_trials(tmp_path, killed_after, torn):
     whole = search(Journal.create(tmp_path / "whole.jsonl", {"seed": 0}), Counting(), fixed=fixed)
     path = tmp_path / "trials.jsonl"
     first, second = Counting(fail_after=killed_after), Counting()
-    with pytest.raises(KeyboardInterrupt):
-        search(Journal.create(path, {"seed": 0}), first, fixed=fixed)
+    with pytest.raises(KeyboardInterrupt), Journal.create(path, {"seed": 0}) as journal:
+        search(journal, first, fixed=fixed)
     with path.open("a") as stream:
         stream.write(torn)
     resumed = search(Journal.resume(path, {"seed": 0}), second, fixed=fixed)
@@ -101,18 +134,71 @@ def test_an_exhausted_strategy_ends_the_search(tmp_path):
     assert len(search(Journal.create(tmp_path / "trials.jsonl", {}), Counting(), max_trials=50)) == len(POLICIES)
 
 
+def begun(path, setup, *, trials=1):
+    """A journal of a few trials, closed."""
+    with Journal.create(path, setup) as journal:
+        search(journal, Counting(), max_trials=trials)
+    return path
+
+
 def test_a_changed_setup_is_refused_with_what_changed(tmp_path):
-    path = tmp_path / "trials.jsonl"
-    Journal.create(path, {"config": {"seed": 0, "budgets": {"latency_ms": 4.0}}})
+    path = begun(tmp_path / "trials.jsonl", {"config": {"seed": 0, "budgets": {"latency_ms": 4.0}}})
     with pytest.raises(InputError, match=r"config\.budgets\.latency_ms \(4\.0 -> 5\.0\)"):
         Journal.resume(path, {"config": {"seed": 0, "budgets": {"latency_ms": 5.0}}})
 
 
 def test_a_run_is_never_overwritten(tmp_path):
-    path = tmp_path / "trials.jsonl"
-    Journal.create(path, {})
+    path = begun(tmp_path / "trials.jsonl", {})
+    before = path.read_bytes()
     with pytest.raises(InputError, match="add --resume"):
         Journal.create(path, {})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_journal_without_trials_holds_nothing_back(tmp_path, resume):
+    path = begun(tmp_path / "trials.jsonl", {"seed": 0}, trials=0)
+    with Journal.open(path, {"seed": 1}, resume=resume) as journal:
+        search(journal, Counting(), max_trials=1)
+    with Journal.resume(path, {"seed": 1}) as journal:
+        assert len(journal.trials) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_only_one_process_writes_a_journal(tmp_path, resume):
+    pytest.importorskip("fcntl")
+    path = tmp_path / "trials.jsonl"
+    with Journal.create(path, {}) as journal:
+        search(journal, Counting(), max_trials=1)
+        with pytest.raises(InputError, match=r"another haq|a run is there already"):
+            Journal.open(path, {}, resume=resume)
+        assert len(lines(path)) == 2
+
+
+@pytest.mark.parametrize("name", ["listed", "uniform"])
+def test_a_strategy_named_like_a_baseline_resumes_to_the_same_trials(tmp_path, name):
+    def run(journal, strategy, executor):
+        with journal:
+            return run_search(
+                Bits(), strategy, executor, name=name, max_trials=3, journal=journal, fixed=[("uniform", POLICIES[0])]
+            )
+
+    whole = run(Journal.create(tmp_path / "whole.jsonl", {}), Listed(), Counting())
+    path = tmp_path / "trials.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(Journal.create(path, {}), Listed(), Counting(fail_after=2))
+    resumed = run(Journal.resume(path, {}), Listed(), Counting())
+    assert [trial.to_doc() for trial in resumed] == [trial.to_doc() for trial in whole]
+
+
+def test_a_full_disk_leaves_a_journal_to_resume(tmp_path, monkeypatch):
+    path = begun(tmp_path / "trials.jsonl", {})
+    with Journal.resume(path, {}) as journal, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(InputError, match=r"trials\.jsonl: cannot be written: No space left"):
+            search(journal, Counting(), max_trials=2)
+    with Journal.resume(path, {}) as journal:
+        assert len(search(journal, Counting(), max_trials=3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -120,12 +206,22 @@ def test_a_run_is_never_overwritten(tmp_path):
     [
         ('{"setup": {}}\nnot json\n', ":2: not a journal line"),
         ('{"setup": {}}\n{"number": 0}\n', "not a journal of trials"),
+        ("[]\n[]\n", "not a journal of trials"),
+        ('{"set": {}}\n{}\n', "not a journal of trials"),
     ],
 )
 def test_a_damaged_journal_is_refused(tmp_path, content, message):
     path = tmp_path / "trials.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
+        Journal.resume(path, {})
+    assert path.read_text() == content
+
+
+def test_trials_that_stand_twice_are_refused(tmp_path):
+    path = begun(tmp_path / "trials.jsonl", {})
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(InputError, match="stand twice"):
         Journal.resume(path, {})
 
 
