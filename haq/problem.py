@@ -16,9 +16,10 @@ from haq.errors import InfeasibleError, InputError
 from haq.problem_breakdown import Contribution, contributions
 from haq.problem_build import build
 from haq.problem_doc import PEAK, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc
-from haq.problem_moves import TOLERANCE, Neighbourhood, cheapest, descend, improve
+from haq.problem_moves import TOLERANCE, Neighbourhood, descend, improve
 from haq.problem_moves import excess as _excess
 from haq.problem_tables import Bools, Floats, Ints, Tables
+from haq.problem_ties import cheapest
 from haq.types import Policy, Precision
 
 __all__ = ["TOLERANCE", "Contribution", "Problem", "load_problem"]

@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from haq.errors import InputError
 from haq.problem_doc import PEAK
-from haq.problem_tables import ActivationTie, Bools, FanOut, Floats, Ints, Pairs, Tables
+from haq.problem_tables import Bools, FanOut, Floats, Ints, Pairs, Tables
+from haq.problem_ties import TieMoves, cheapest
+
+__all__ = ["TOLERANCE", "Neighbourhood", "cheapest", "descend", "excess", "improve"]
 
 TOLERANCE = 1e-9
 """A policy is within a budget if it exceeds it by no more than this part of it: the rounding of a sum, nothing more."""
@@ -20,69 +22,6 @@ def excess(value: Floats, bound: float) -> Floats:
     """How far `value` lies above `bound`, as a part of it; 0 within the tolerance."""
     over = (value - bound) / (abs(bound) or 1.0)
     return np.where(over > TOLERANCE, over, 0.0)
-
-
-def cheapest(tables: Tables, cost: Floats) -> Ints:
-    """The assignment of least total `cost` `[V]` among those that respect all ties; pair costs do not count.
-
-    Raises:
-        InputError: no assignment respects the activation ties, or every one costs infinity.
-    """
-    cost = np.where(tables.allowed, cost, np.inf)
-    for ties in _tied_together(tables):
-        cost = _best_formats(tables, cost, ties)
-    least = np.minimum.reduceat(cost, tables.start[:-1])
-    if not np.isfinite(least).all():
-        names = [tables.layers[i] for i in tables.groups[int(np.argmin(np.isfinite(least)))]]
-        raise InputError(
-            f"activation_ties: no choice of {', '.join(names)} fits them; give the tied layers one in common"
-        )
-    best = np.flatnonzero(cost == least[tables.group_of])[::-1]
-    result = np.empty(len(tables.groups), dtype=np.int64)
-    result[tables.group_of[best]] = tables.choice_of[best]
-    return result
-
-
-def _tied_together(tables: Tables) -> list[list[ActivationTie]]:
-    """The activation ties by connected component: those that share a group must be decided together."""
-    components: list[tuple[set[int], list[ActivationTie]]] = []
-    for tie in tables.ties:
-        groups, ties = {group for group, _ in tie.members}, [tie]
-        for other in [entry for entry in components if entry[0] & groups]:
-            groups, ties = groups | other[0], other[1] + ties
-            components.remove(other)
-        components.append((groups, ties))
-    return [ties for _, ties in components]
-
-
-def _best_formats(tables: Tables, cost: Floats, ties: list[ActivationTie]) -> Floats:
-    """`cost` with infinity on what the best formats of connected `ties` rule out: depth first, cut off by the total."""
-    groups = sorted({group for tie in ties for group, _ in tie.members})
-    best = (np.inf, np.full_like(cost, np.inf))
-
-    def total(costs: Floats) -> float:
-        return float(sum(costs[tables.start[g] : tables.start[g + 1]].min() for g in groups))
-
-    def descend(depth: int, costs: Floats) -> None:
-        nonlocal best
-        if (least := total(costs)) >= best[0]:
-            return
-        if depth == len(ties):
-            best = least, costs
-            return
-        for label in np.unique(np.concatenate([labels for _, labels in ties[depth].members])):
-            descend(depth + 1, restrict(tables, costs, ties[depth], int(label)))
-
-    descend(0, cost)
-    return best[1]
-
-
-def restrict(tables: Tables, cost: Floats, tie: ActivationTie, label: int) -> Floats:
-    """`cost` with infinity on the choices of the tie's groups that give another format than `label`."""
-    cost = cost.copy()
-    for group, labels in tie.members:
-        cost[tables.start[group] : tables.start[group + 1]][labels != label] = np.inf
-    return cost
 
 
 @dataclass(frozen=True)
@@ -122,6 +61,7 @@ class Neighbourhood:
 
     def __init__(self, tables: Tables, *, objective: str, budgets: Mapping[str, float]) -> None:
         self.tables, self.objective, self.budgets = tables, objective, dict(budgets)
+        self._ties = TieMoves(tables, [metric for metric in dict.fromkeys([objective, *budgets]) if metric != PEAK])
         self._rows = {metric: _PairRows.build(tables, pairs) for metric, pairs in tables.pairs.items() if len(pairs)}
 
     def excess(self, assignments: Ints) -> Floats:
@@ -148,7 +88,7 @@ class Neighbourhood:
             else:
                 over += excess(self.after(metric, assignment), bound)
         over[~self._single(assignment)] = np.inf
-        joint = self._joint(assignment)
+        joint = self._ties.moves(assignment)
         if len(joint):
             objective = np.concatenate([objective, tables.total(self.objective, joint)])
             over = np.concatenate([over, self.excess(joint)])
@@ -172,31 +112,6 @@ class Neighbourhood:
             for group, labels in tie.members:
                 result[tables.start[group] : tables.start[group + 1]] &= labels == labels[assignment[group]]
         return result
-
-    def _joint(self, assignment: Ints) -> Ints:
-        """Assignments in which tied groups moved to another format, each to its objectively best choice there."""
-        tables, rows = self.tables, []
-        if not tables.ties:
-            return np.empty((0, len(tables.groups)), dtype=np.int64)
-        present = tables.start[:-1] + assignment
-        for cost in self._preferences:
-            cost = cost + np.ptp(cost) + 1.0
-            cost[present] = 0.0
-            for tie in tables.ties:
-                now = {int(labels[assignment[group]]) for group, labels in tie.members}
-                for label in {int(label) for _, labels in tie.members for label in labels} - now:
-                    try:
-                        rows.append(cheapest(tables, restrict(tables, cost, tie, label)))
-                    except InputError:
-                        continue
-        return np.unique(np.array(rows, dtype=np.int64).reshape(-1, len(tables.groups)), axis=0)
-
-    @cached_property
-    def _preferences(self) -> list[Floats]:
-        metrics = [self.objective, *self.budgets]
-        return [self.tables.unary[metric] for metric in dict.fromkeys(metrics) if metric != PEAK] or [
-            np.zeros(self.tables.start[-1])
-        ]
 
     def after(self, metric: str, assignment: Ints) -> Floats:
         """Value of `metric` after each single move, `[V]`."""

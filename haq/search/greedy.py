@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from haq.problem import Problem
-from haq.problem_moves import Neighbourhood, cheapest, descend, improve
+from haq.problem_moves import Neighbourhood, descend, improve
 from haq.problem_tables import Ints
+from haq.problem_ties import cheapest
 from haq.search.base import SearchStrategy
 from haq.types import Policy, Trial
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from haq.problem import Problem
-from haq.problem_moves import cheapest
+from haq.problem_ties import cheapest
 from haq.search.base import SearchStrategy
 from haq.search.solve import list_assignments
 from haq.types import Policy, Trial
