@@ -104,8 +104,8 @@ class QuantizationConfig(_Section):
     """Default: `symmetric`."""
     activation_scheme: Literal["symmetric", "affine"] | None = None
     """Default: `affine`."""
-    weight_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
-    """Default: `mse`."""
+    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy"] | None = None
+    """Default: `balanced`: squared error with more weight on changes of gain and mean, which do not average out."""
     activation_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
     """Default: `mse`."""
     percentile: float = Field(99.99, gt=50, le=100)

@@ -26,9 +26,11 @@ from haq.quant.quantizers import (
 )
 from haq.types import Format
 
-_COARSE = 10.0 ** torch.linspace(0.0, -1.5, 31, dtype=torch.float64)
-"""Fractions of the full range that a search tries first: 1 down to 0.03, each 11 % below the one before."""
-_FINE = torch.linspace(0.9, 1.12, 12, dtype=torch.float64)
+_COARSE = 10.0 ** torch.linspace(0.1, -1.5, 49, dtype=torch.float64)
+"""Fractions of the full range that a search tries first: 1.26 down to 0.03, each 7 % below the one before."""
+_COMMON_WEIGHT = 16.0
+"""Of the two common parts of the error in `balanced`. 4 to 64 did about as well on two networks at 2 to 4 bits."""
+_FINE = torch.linspace(0.93, 1.08, 12, dtype=torch.float64)
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -55,13 +57,19 @@ def scale_and_zero_point(low: Tensor, high: Tensor, bits: int, scheme: str) -> t
 def calibrate_weight(rows: Tensor, fmt: Format, *, scheme: str, method: str, percentile: float) -> Quantizer:
     """The quantizer of a weight matrix, one scale per row.
 
+    `mse` minimises the squared error. At low bits its clipping shrinks all filters alike, which batch norm and the
+    layers behind carry on; `balanced` weighs 16-fold the two parts of the error that do not average out: the part along
+    the weights (a change of gain) and the part along their mean (a shift, as inputs behind a ReLU share a positive
+    mean). Banner et al., "Post training 4-bit quantization of convolutional networks" (NeurIPS 2019), section 4.2,
+    restore the same two moments after the fact.
+
     A symmetric 1-bit integer is binary: -1 and 0 would lose half of every filter.
 
     Args:
         rows: `[rows, n]`.
         fmt: any format; those that have their own rule (ternary, binary, floats) ignore the rest.
         scheme: `symmetric` or `affine`.
-        method: `minmax`, `percentile`, `mse` or `entropy`.
+        method: `minmax`, `percentile`, `mse`, `balanced` or `entropy`.
         percentile: of each row's values, for the method of that name.
     """
     ready = float_quantizer(fmt)
@@ -75,7 +83,9 @@ def calibrate_weight(rows: Tensor, fmt: Format, *, scheme: str, method: str, per
     scale, zero_point = scale_and_zero_point(low, high, fmt.bits, scheme)
     quant_min, quant_max = integer_limits(fmt.bits, scheme)
     quantizer = PerRowInteger(scale, zero_point, quant_min, quant_max)
-    return _search_rows(rows, quantizer) if method == "mse" else quantizer
+    if method in ("mse", "balanced"):
+        return _search_rows(rows, quantizer, _COMMON_WEIGHT if method == "balanced" else 0.0)
+    return quantizer
 
 
 def _row_range(rows: Tensor, method: str, percentile: float, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
@@ -97,19 +107,26 @@ def _row_range(rows: Tensor, method: str, percentile: float, bits: int, scheme: 
     return low, high
 
 
-def _row_errors(rows: Tensor, quantizer: PerRowInteger) -> Tensor:
-    return (quantizer(rows) - rows).square_().sum(1, keepdim=True)
+def _row_errors(rows: Tensor, quantizer: PerRowInteger, common_weight: float) -> Tensor:
+    """Per row, |e|^2 + c ((e.w)^2 / |w|^2 + (e.1)^2 / n), with e = quantized - w and c = `common_weight`."""
+    error = quantizer(rows).sub_(rows)
+    total = error.square().sum(1, keepdim=True)
+    if common_weight:
+        shift = error.sum(1, keepdim=True).square() / rows.shape[1]
+        gain = error.mul_(rows).sum(1, keepdim=True).square() / rows.square().sum(1, keepdim=True).clamp(min=_TINY)
+        total += common_weight * (gain + shift)
+    return total
 
 
-def _search_rows(rows: Tensor, start: PerRowInteger) -> PerRowInteger:
-    """The scale of least squared error per row: a grid from min-max downwards, a finer one, then Lloyd's iteration."""
+def _search_rows(rows: Tensor, start: PerRowInteger, common_weight: float) -> PerRowInteger:
+    """The scale of least error per row: a grid around and below min-max, a finer one, then Lloyd's iteration."""
     limits = (start.quant_min, start.quant_max)
     best_scale, best_zero = start.scale, start.zero_point
-    best = _row_errors(rows, start)
+    best = _row_errors(rows, start, common_weight)
 
     def offer(scale: Tensor, zero_point: Tensor) -> None:
         nonlocal best, best_scale, best_zero
-        error = _row_errors(rows, PerRowInteger(scale, zero_point, *limits))
+        error = _row_errors(rows, PerRowInteger(scale, zero_point, *limits), common_weight)
         better = error < best
         best = torch.where(better, error, best)
         best_scale = torch.where(better, scale, best_scale)

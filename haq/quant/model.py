@@ -24,7 +24,7 @@ _DEFAULTS = {
     "weight_granularity": "channel",
     "weight_scheme": "symmetric",
     "activation_scheme": "affine",
-    "weight_calibration": "mse",
+    "weight_calibration": "balanced",
     "activation_calibration": "mse",
 }
 

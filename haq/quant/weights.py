@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from haq.config import QuantizationConfig
 from haq.quant.calibration import calibrate_weight
-from haq.quant.quantizers import Quantizer
+from haq.quant.quantizers import HALF_TYPES, Quantizer
 from haq.types import Format
 
 
@@ -89,13 +89,15 @@ class WeightQuantizer:
                 rows,
                 fmt,
                 scheme=quantization.weight_scheme or "symmetric",
-                method=quantization.weight_calibration or "mse",
+                method=quantization.weight_calibration or "balanced",
                 percentile=quantization.percentile,
             )
-            for rows in layout.split(weight)
+            for rows in layout.split(weight.float() if weight.dtype in HALF_TYPES else weight)
         )
         return cls(layout, blocks)
 
     def __call__(self, weight: Tensor) -> Tensor:
+        if weight.dtype in HALF_TYPES:
+            return self(weight.float()).to(weight.dtype)
         parts = zip(self.blocks, self.layout.split(weight), strict=True)
         return self.layout.join(tuple(quantizer(rows) for quantizer, rows in parts))

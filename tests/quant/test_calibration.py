@@ -135,6 +135,27 @@ def test_mse_weight_scale_is_never_worse_than_minmax_and_near_the_best_scale(bit
         assert found <= best * (1.02 if bits < 8 else 1.15)
 
 
+def test_balanced_weights_keep_gain_and_mean_at_little_squared_error():
+    rows = torch.randn(64, 144, generator=torch.Generator().manual_seed(2)) + 0.05
+    options = {"scheme": "symmetric", "percentile": 99.9}
+    mse, balanced = (calibrate_weight(rows, Format.integer(2), method=m, **options)(rows) for m in ("mse", "balanced"))
+
+    def objective(quantized, common):
+        e = quantized - rows
+        gain, shift = (e * rows).sum(1) ** 2 / (rows**2).sum(1), e.sum(1) ** 2 / 144
+        return (e**2).sum(1) + common * (gain + shift)
+
+    assert (objective(mse, 0) <= objective(balanced, 0)).all()
+    assert objective(balanced, 0).mean() < 1.5 * objective(mse, 0).mean()
+    grid = [
+        torch.fake_quantize_per_tensor_affine(rows, float(scale), 0, -2, 1) for scale in torch.linspace(0.4, 3.0, 100)
+    ]
+    best = torch.stack([objective(quantized, 16) for quantized in grid]).amin(0)
+    assert objective(balanced, 16).mean() <= best.mean() * 1.02
+    gains = [float(((q * rows).sum(1) / (rows**2).sum(1) - 1).abs().mean()) for q in (mse, balanced)]
+    assert gains[1] < 0.5 * gains[0]
+
+
 def slow_divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     """TensorRT's loop for values from 0 up: keep the first `kept` bins, quantize them to `levels` levels."""
     p = counts[:kept].copy()

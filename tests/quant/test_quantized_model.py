@@ -265,6 +265,22 @@ def test_copies_and_pickles_switch_on_their_own(net, batches, x):
         model.apply(None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_other_types_keep_their_type_and_few_levels(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 4)).eval().to(dtype)
+    data = torch.randn(32, 16, dtype=dtype)
+    model = QuantizedModel(net, calibration=[(data, None)])
+    model.apply(Policy.uniform(["0"], Precision.parse("w4a4")))
+    assert model(data).dtype == dtype
+    weight = model.quantized_weight("0", Format.integer(4))
+    assert max(len(row.unique()) for row in weight) <= 16
+    assert len(model.activation_quantizer("0", Format.integer(4))(data).unique()) <= 16
+    assert (weight - net[0].weight).abs().max() < 0.1 * net[0].weight.abs().max()
+    model.apply(None)
+    assert torch.equal(model(data), net(data))
+
+
 def test_channels_last_weights_stay_channels_last(net, batches):
     model = QuantizedModel(net.to(memory_format=torch.channels_last), calibration=batches)
     assert model.quantized_weight("stem", Format.integer(4)).is_contiguous(memory_format=torch.channels_last)
@@ -275,4 +291,4 @@ def test_settings_come_from_the_experiment_then_the_device_then_the_defaults():
     resolved = resolve(QuantizationConfig(weight_granularity="group"), device)
     assert resolved.weight_granularity == "group"
     assert resolved.activation_scheme == "symmetric"
-    assert resolved.weight_calibration == "mse"
+    assert resolved.weight_calibration == "balanced"
