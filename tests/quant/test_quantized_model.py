@@ -10,7 +10,7 @@ from torch import nn
 
 from haq.config import QuantizationConfig
 from haq.errors import InputError
-from haq.quant import QuantizedModel, resolve
+from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm, resolve
 from haq.types import Format, Policy, Precision
 
 
@@ -292,3 +292,20 @@ def test_settings_come_from_the_experiment_then_the_device_then_the_defaults():
     assert resolved.weight_granularity == "group"
     assert resolved.activation_scheme == "symmetric"
     assert resolved.weight_calibration == "balanced"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch_norm", ["fold", "reestimate"])
+def test_on_cuda_the_outputs_are_the_cpus_and_the_float_model_stays(net, batches, x, batch_norm):
+    settings = QuantizationConfig(batch_norm=batch_norm)
+    outputs = []
+    for device in ("cpu", "auto"):
+        model = QuantizedModel(net, calibration=batches, quantization=settings, device=device)
+        model.apply(policy("w4a8", "wternaryaternary", "wfp16abinary"))
+        correct_bias(model)
+        if batch_norm == "reestimate":
+            reestimate_batch_norm(model)
+        outputs.append(model(model.to_device(x)).cpu())
+    assert net.stem.weight.device.type == "cpu"
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0.05, atol=0.05)
