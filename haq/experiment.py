@@ -21,10 +21,10 @@ from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
-from haq.imports import call_reference, guarded, load_reference
+from haq.imports import call_reference, describe, guarded, load_reference
 from haq.problem import Problem
 from haq.quant import QuantizedModel, resolve
-from haq.quant.tree import call_model
+from haq.quant.tree import call_model, map_tensors
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
@@ -36,6 +36,7 @@ from haq.zoo import DATASETS, MODELS, DataSplits, load_model
 
 Progress = Callable[[int, int], None]
 _LONGEST_REASON = 300
+_DIFFERENTIATING = ("gradient", "hessian")
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -63,6 +64,7 @@ class Experiment:
     def __init__(self, config: ExperimentConfig, *, folder: Path | None = None) -> None:
         self.config = config
         self.folder = folder or Path.cwd()
+        self._evaluators: dict[str, PTQEvaluator] = {}
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
 
@@ -120,8 +122,9 @@ class Experiment:
         value = call_reference(config.factory, config.options, key="data.factory", folder=self.folder)
         try:
             return DataSplits.of(value)
-        except ValueError as error:
-            raise InputError(f"data.factory = {config.factory!r}: {error}") from error
+        except Exception as error:  # a Dataset is the user's code, too
+            reason = error if type(error) is ValueError else describe(error)
+            raise InputError(f"data.factory = {config.factory!r}: {reason}") from error
 
     @cached_property
     def network(self) -> Network:
@@ -185,17 +188,20 @@ class Experiment:
         return self._named(METRICS, self.config.evaluator.metric, "evaluator.metric")
 
     def evaluator(self, split: str) -> PTQEvaluator:
-        """Scores policies on `split`: `search`, or `test` once at the very end."""
+        """Scores policies on `split`: `search`, or `test` for the answer at the very end."""
         config = self.config.evaluator
-        return PTQEvaluator(
-            self.quantized,
-            getattr(self.data, split),
-            metric=self.metric,
-            loss=self.loss,
-            batch_size=config.batch_size,
-            samples=config.samples if split == "search" else None,
-            kind=config.kind,
-        )
+        if split not in self._evaluators:
+            self._evaluators[split] = PTQEvaluator(
+                self.quantized,
+                getattr(self.data, split),
+                metric=self.metric,
+                loss=self.loss,
+                batch_size=config.batch_size,
+                samples=config.samples if split == "search" else None,
+                kind=config.kind,
+                standard_error=split == "test",
+            )
+        return self._evaluators[split]
 
     def sensitivity(self, *, file: Path | None = None, progress: Progress | None = None) -> SensitivityTable:
         """The sensitivity table: from `sensitivity.file` or `file` where it is there and fits, else measured and saved.
@@ -245,16 +251,23 @@ class Experiment:
 
     def _check_loss(self) -> None:
         """Run the loss on one batch of the train split."""
-        name, size = self.config.evaluator.loss, self.config.sensitivity.batch_size
+        label, size = f"evaluator.loss = {self.config.evaluator.loss!r}", self.config.sensitivity.batch_size
         inputs, targets = next(self.data.train.head(size).batches(size))
         with torch.no_grad():
             outputs = guarded(call_model, "the model, run on a batch of the train split,")(self.model, inputs)
-            value = guarded(self.loss, f"evaluator.loss = {name!r}")(outputs, targets)
+        leaves = map_tensors(lambda z: z.clone().requires_grad_(z.is_floating_point()), outputs)
+        value = guarded(self.loss, label)(leaves, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"evaluator.loss = {name!r}: returned {got}; return the mean loss as a scalar tensor")
+            raise InputError(f"{label}: returned {got}; return the mean loss as a scalar tensor")
         if not value.isfinite():
-            raise InputError(f"evaluator.loss = {name!r}: is {float(value)} on the train split; check the data")
+            raise InputError(f"{label}: is {value.item()} on the train split; check the data")
+        metric = self.config.sensitivity.metric
+        if not value.requires_grad and metric in _DIFFERENTIATING:
+            raise InputError(
+                f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
+                "or take sensitivity.metric = 'kl'"
+            )
 
     @property
     def strategy(self) -> type[SearchStrategy]:

@@ -50,7 +50,7 @@ def _import(name: str, *, label: str, folder: Path) -> ModuleType:
             f"{label}: {error}; put the module beside the experiment file or in the working directory"
         ) from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{label}: importing it failed: {_reason(error)}") from error
+        raise InputError(f"{label}: importing it failed: {describe(error)}") from error
     ours = PathFinder.find_spec(name.partition(".")[0], places)
     loaded = sys.modules[name.partition(".")[0]]
     if ours is not None and ours.origin is not None and not _same_file(ours.origin, getattr(loaded, "__file__", None)):
@@ -75,14 +75,14 @@ def guarded(function: Callable[..., Any], label: str) -> Callable[..., Any]:
         except (InputError, InfeasibleError):
             raise
         except (Exception, SystemExit) as error:
-            raise InputError(f"{label} failed: {_reason(error)}") from error
+            raise InputError(f"{label} failed: {describe(error)}") from error
 
     call.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
     return call
 
 
-def _reason(error: BaseException) -> str:
-    """The error on one line, with the place in the user's code that it came from."""
+def describe(error: BaseException) -> str:
+    """An error of the user's code on one line, with the place there that it came from."""
     place, trace = "", error.__traceback__
     package = str(Path(__file__).parent)
     while trace is not None:

@@ -15,7 +15,7 @@ from haq.evaluate import PTQEvaluator
 from haq.experiment import Experiment
 from haq.problem import Problem
 from haq.search.solve import Solution, solve
-from haq.types import Measurement, Policy, Trial
+from haq.types import Policy, Trial
 
 SCHEMA_VERSION = 1
 _MARGINAL_FACTORS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
@@ -54,9 +54,7 @@ def result_document(
     solution: Solution,
     trials: Sequence[Trial],
     *,
-    floating: Measurement,
     floor: float | None,
-    test: PTQEvaluator,
 ) -> dict[str, Any]:
     """The content of `result.json`. Scores the answer, the baselines and the float model on the test split, once.
 
@@ -65,9 +63,7 @@ def result_document(
         problem: what was solved.
         solution: the exact solution of the predicted problem, for its bound.
         trials: everything measured.
-        floating: the float model on the search split.
         floor: the least score that is allowed, if any.
-        test: scores on the test split.
 
     Raises:
         InputError: not one policy within budget could be measured; says why the last one failed.
@@ -78,6 +74,7 @@ def result_document(
     if answer is None:
         failed = next((trial.measurement.error for trial in reversed(trials) if trial.measurement.error), "none ran")
         raise InputError(f"no policy within budget could be measured: {failed}")
+    floating, test = experiment.evaluator("search").float_measurement(), experiment.evaluator("test")
     drop = floating.score - answer.measurement.score
     if floor is not None and answer.measurement.score < floor:
         raise InfeasibleError(

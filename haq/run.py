@@ -20,7 +20,7 @@ from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, run_search, u
 from haq.search.journal import Journal, holds_trials
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
-from haq.types import Measurement, Policy, Trial
+from haq.types import Policy, Trial
 
 JOURNAL = "trials.jsonl"
 _MAX_REFERENCES = 9
@@ -89,22 +89,22 @@ def run_experiment(
     with stages("trace", "tracing the model"):
         experiment.check()
         _solved(experiment, experiment.problem(None))
+    with stages("calibrate", "calibrating"):
+        for split in ("search", "test"):
+            _check_float(experiment.evaluator(split), split)
     with Journal.open(folder / JOURNAL, _setup(experiment), resume=resume) as journal:
         return folder, _run(experiment, folder, journal, stages, command=command)
 
 
 def _run(experiment: Experiment, folder: Path, journal: Journal, stages: Stages, *, command: str) -> dict[str, Any]:
     config, show = experiment.config, stages.reporter
-    with stages("calibrate", "calibrating"):
-        evaluator, test = experiment.evaluator("search"), experiment.evaluator("test")
-        floating = _float_score(evaluator, "search")
-        _float_score(test, "test")
+    evaluator = experiment.evaluator("search")
     with stages("sensitivity", f"sensitivity ({config.sensitivity.metric})"):
         sensitivity = experiment.sensitivity(file=folder / "sensitivity.json", progress=show.step)
     with stages("solve", "solving"):
         problem = experiment.problem(sensitivity)
         solution = _solved(experiment, problem)
-        floor = experiment.score_floor(floating.score)
+        floor = experiment.score_floor(evaluator.float_score())
         strategy = build_strategy(experiment, problem, floor=floor)
         fixed = _fixed(problem)
     with stages("evaluate", "measuring policies"):
@@ -125,22 +125,20 @@ def _run(experiment: Experiment, folder: Path, journal: Journal, stages: Stages,
             on_trial=on_trial,
         )
     with stages("test", "scoring the answer on the test split"):
-        result = result_document(
-            experiment, problem, solution, journal.trials, floating=floating, floor=floor, test=test
-        )
+        result = result_document(experiment, problem, solution, journal.trials, floor=floor)
     with stages("report", "writing the report"):
         result["seconds"], result["command"] = dict(stages.seconds), command
         _write(experiment, folder, result, problem, sensitivity, journal.trials)
     return result
 
 
-def _float_score(evaluator: PTQEvaluator, split: str) -> Measurement:
-    measured = evaluator.float_measurement()
-    if not measured.ok:
-        raise InputError(
-            f"the float model cannot be scored on the {split} split: {measured.error}; check model, data and metric"
-        )
-    return measured
+def _check_float(evaluator: PTQEvaluator, split: str) -> None:
+    try:
+        error = evaluator.float_measurement().error
+    except InputError as failure:
+        raise InputError(f"{split} split: {failure}") from failure
+    if error:
+        raise InputError(f"{split} split: the float model cannot be scored: {error}; check model, data and metric")
 
 
 def build_strategy(experiment: Experiment, problem: Problem, *, floor: float | None) -> SearchStrategy:

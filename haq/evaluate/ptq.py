@@ -12,6 +12,7 @@ from torch import Tensor
 
 from haq.errors import InputError
 from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy
+from haq.evaluate.jackknife import jackknife
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
 from haq.quant.tree import tensors_in
 from haq.types import Measurement, Policy
@@ -36,6 +37,8 @@ class PTQEvaluator:
         batch_size: samples per forward pass.
         samples: how many of the split, from its start; all by default.
         kind: `bn` re-estimates batch norm for each policy, whatever the model's quantization settings say.
+        standard_error: put `score_error`, the standard error of the score, into the details; for accuracy it is always
+            there, for other metrics it takes ten more calls of the metric.
 
     Raises:
         InputError: unknown metric or loss.
@@ -51,10 +54,12 @@ class PTQEvaluator:
         batch_size: int = 256,
         samples: int | None = None,
         kind: Literal["ptq", "bn"] = "ptq",
+        standard_error: bool = False,
     ) -> None:
         self.model = model
         self._metric = _named(METRICS, metric, "metric")
         self._loss = None if loss is None else _named(LOSSES, loss, "loss")
+        self._standard_error = standard_error
         self._reestimates = kind == "bn" or model.quantization.batch_norm == "reestimate"
         part = split if samples is None else split.head(samples)
         batches = list(part.batches(batch_size))
@@ -70,18 +75,23 @@ class PTQEvaluator:
     def __call__(self, policy: Policy) -> Measurement:
         """Apply `policy`, run the compensations that the settings ask for, and score.
 
-        Outputs that are not finite make a `Measurement` with an error.
+        What fails under this policy but not in float makes a `Measurement` with an error, and so do outputs or a score
+        that are not finite.
 
         Raises:
-            InputError: the policy is for another model, or the user's metric or loss failed.
+            InputError: the policy is for another model; or model, metric or loss fail in float as well.
         """
         start = time.perf_counter()
         self.model.apply(policy)
-        if self.model.quantization.bias_correction:
-            correct_bias(self.model)
-        if self._reestimates:
-            reestimate_batch_norm(self.model)
-        return self._score(self.fidelity, start)
+        try:
+            if self.model.quantization.bias_correction:
+                correct_bias(self.model)
+            if self._reestimates:
+                reestimate_batch_norm(self.model)
+            return self._score(self.fidelity, start)
+        except InputError as error:
+            self.float_measurement()
+            return Measurement(math.nan, self.fidelity, time.perf_counter() - start, error=str(error))
 
     def float_measurement(self) -> Measurement:
         """The float model's measurement (fidelity `float`), made once. Leaves the model float the first time."""
@@ -97,7 +107,7 @@ class PTQEvaluator:
 
     def _score(self, fidelity: str, start: float) -> Measurement:
         with torch.no_grad():
-            outputs = _join([self.model(inputs) for inputs in self._inputs])
+            outputs = self._outputs()
             if not all(_finite(tensor) for tensor in tensors_in(outputs)):
                 seconds = time.perf_counter() - start
                 return Measurement(math.nan, fidelity, seconds, error="the model's outputs are not finite")
@@ -105,13 +115,28 @@ class PTQEvaluator:
             if self._loss is not None:
                 details["loss"] = self._run(self._loss, outputs, "loss")
             score = self._run(self._metric, outputs, "metric")
+            if (noise := self._noise(outputs, score)) is not None:
+                details["score_error"] = noise
         details[_name(self._metric)] = score
-        if self._metric is accuracy and isinstance(self._targets, Tensor):
-            share = score / 100.0
-            # Standard error of a proportion: what a difference between two policies must exceed.
-            details["score_error"] = 100.0 * math.sqrt(share * (1.0 - share) / self._targets.numel())
         error = "" if math.isfinite(score) else f"the metric returned {score}"
         return Measurement(score, fidelity, time.perf_counter() - start, details, error)
+
+    def _outputs(self) -> Any:
+        try:
+            return _join([self.model(inputs) for inputs in self._inputs])
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the model failed on the data that it is scored on: {' '.join(str(error).split())}"
+            ) from error
+
+    def _noise(self, outputs: Any, score: float) -> float | None:
+        """Standard error of the score: what a difference between two policies must exceed. `None` where unknown."""
+        if self._metric is accuracy and isinstance(self._targets, Tensor):
+            share = score / 100.0
+            return 100.0 * math.sqrt(share * (1.0 - share) / self._targets.numel())
+        return jackknife(self._metric, outputs, self._targets) if self._standard_error else None
 
     def _run(self, function: Metric | Loss, outputs: Any, role: str) -> float:
         try:

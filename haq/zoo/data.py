@@ -56,7 +56,10 @@ class Split:
     targets: Batch
 
     def __post_init__(self) -> None:
-        counts = {len(tensor) for tensor in (*_tensors(self.inputs), *_tensors(self.targets))}
+        tensors = (*_tensors(self.inputs), *_tensors(self.targets))
+        if any(tensor.dim() == 0 for tensor in tensors):
+            raise ValueError("a split holds tensors whose first dimension counts samples, got one without dimensions")
+        counts = {len(tensor) for tensor in tensors}
         if len(counts) != 1:
             raise ValueError(f"inputs and targets of a split need one count of samples, got {sorted(counts)}")
         if counts == {0}:

@@ -168,6 +168,40 @@ def test_what_the_user_gave_is_named_in_errors(model, digits):
         PTQEvaluator(model, digits.search)(Policy({name: p for name, p in policy.items() if name != "stem"}))
 
 
+@pytest.mark.parametrize("failure", [ValueError("no positives"), math.nan], ids=["raises", "nan"])
+def test_what_fails_under_one_policy_only_is_that_policys_failure(model, digits, failure):
+    calls = []
+
+    def metric(outputs, targets):
+        calls.append(outputs)
+        if len(calls) == 2:
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        return 1.0
+
+    evaluator = PTQEvaluator(model, digits.search.head(20), metric=metric)
+    measured = [evaluator.float_measurement(), *(evaluator(uniform(model, text)) for text in ("w2a8", "w8a8"))]
+    assert [m.ok for m in measured] == [True, False, True]
+    assert "no positives" in measured[1].error or "nan" in measured[1].error
+
+
+def test_data_that_does_not_fit_the_model_is_an_input_error(model, digits):
+    wrong = Split(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(InputError, match="the model failed on the data that it is scored on: .*channels"):
+        PTQEvaluator(model, wrong).float_measurement()
+
+
+@pytest.mark.parametrize(("wanted", "known"), [(True, True), (False, False)])
+def test_the_standard_error_of_any_metric_on_request(model, digits, wanted, known):
+    evaluator = PTQEvaluator(model, digits.search, metric=METRICS["accuracy"].__call__, standard_error=wanted)
+    details = evaluator.float_measurement().details
+    assert ("score_error" in details) == known
+    if known:
+        exact = PTQEvaluator(model, digits.search).float_measurement().details["score_error"]
+        assert details["score_error"] == pytest.approx(exact, rel=0.6)
+
+
 def test_outputs_that_cannot_be_joined_say_what_to_do():
     class Ragged(nn.Module):
         def __init__(self) -> None:
