@@ -180,7 +180,10 @@ class Bayesian(SearchStrategy):
         elif self._sampler == "gp":
             sampler = samplers.GPSampler(seed=seed, n_startup_trials=self._startup, deterministic_objective=True)
         else:
-            sampler = samplers.NSGAIISampler(seed=seed, population_size=self._startup)
+            sampler = genetic = samplers.NSGAIISampler(seed=seed, population_size=self._startup)
+            # The parents' order depends on whether they were selected before: select them all, oldest first.
+            for generation in range(1, self._learned // self._startup + 1):
+                genetic.get_parent_population(self._study, generation)
         return sampler
 
 
