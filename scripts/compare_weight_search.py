@@ -7,8 +7,8 @@ For each sensitivity metric a table is measured on training images and the integ
 greedy search has the first metric's table; uniform and random policies need none. Every policy is then scored on the
 test split, twice over: as quantized, and with batch norm re-estimated on the calibration images. Processor seconds are
 those of everything a search needs once the float model and the images are in memory: wrapping, calibration, quantizing
-weights, scoring, solving. With `--activations fp32` policies are scored as by the neutral evaluator of
-`peer_weight_search.toml`: per-channel symmetric weights with MSE clipping, float activations.
+weights, scoring, solving. With `--activations fp32 --weight-calibration mse` policies are scored as by the neutral
+evaluator of `peer_weight_search.toml`: per-channel symmetric weights with MSE clipping, float activations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from haq.config import QuantizationConfig
 from haq.evaluate import LOSSES, PTQEvaluator
@@ -36,7 +35,7 @@ from haq.quant import QuantizedModel
 from haq.search import ILP, Greedy, RandomSearch, SearchStrategy, Uniform
 from haq.sensitivity import METRICS, SensitivityTable, sensitivity_table
 from haq.types import Format, Policy, Precision
-from haq.zoo import DATASETS, MODELS, DataSplits, load_model
+from haq.zoo import DATASETS, MODELS, load_model
 
 PEERS = Path(__file__).with_name("peer_weight_search.toml")
 BITS = "average_weight_bits"
@@ -65,15 +64,6 @@ class Row:
     bits: str
 
 
-def quantized(
-    model: nn.Module, data: DataSplits, *, batch_norm: Literal["keep", "reestimate"], images: int
-) -> QuantizedModel:
-    settings = QuantizationConfig(
-        weight_granularity="channel", weight_scheme="symmetric", weight_calibration="mse", batch_norm=batch_norm
-    )
-    return QuantizedModel(model, quantization=settings, calibration=list(data.train.head(images).batches(256)))
-
-
 def problem(model: QuantizedModel, table: SensitivityTable) -> Problem:
     """Every layer and the precisions of `table`, with average weight bits as the only cost."""
     sizes = {layer: model.float_weight(layer).numel() for layer in model.layers}
@@ -99,15 +89,26 @@ class Comparison:
         self.options = options
         self.model = load_model(options.model).to(memory_format=torch.channels_last)
         self.data = DATASETS[options.data]()
-        model = quantized(self.model, self.data, batch_norm="keep", images=options.calibration)
+        model = self._quantized("keep")
         self._evaluators = [PTQEvaluator(model, self.data.test, kind=kind) for kind in ("ptq", "bn")]
         self.float_score = self._evaluators[0].float_score()
         self._scores: dict[Policy, list[float]] = {}
 
+    def _quantized(self, batch_norm: Literal["keep", "reestimate"]) -> QuantizedModel:
+        """The model wrapped anew, ranges from the calibration images."""
+        settings = QuantizationConfig(
+            weight_granularity="channel",
+            weight_scheme="symmetric",
+            weight_calibration=self.options.weight_calibration,
+            batch_norm=batch_norm,
+        )
+        images = self.data.train.head(self.options.calibration)
+        return QuantizedModel(self.model, quantization=settings, calibration=list(images.batches(256)))
+
     def table(self, metric: str) -> tuple[QuantizedModel, SensitivityTable, float]:
         """A model wrapped anew, its sensitivity table, and the processor seconds of both."""
         options, start = self.options, time.process_time()
-        model = quantized(self.model, self.data, batch_norm="reestimate", images=options.calibration)
+        model = self._quantized("reestimate")
         formats = (list(map(Format.parse, options.weights)), [Format.parse(options.activations)])
         table = sensitivity_table(
             model,
@@ -179,6 +180,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--metrics", nargs="+", default=["fisher", "gradient", "sqnr"], choices=sorted(METRICS))
     parser.add_argument("--weights", nargs="+", default=["int2", "int3", "int4", "int8"])
     parser.add_argument("--activations", default="int8")
+    parser.add_argument("--weight-calibration", help="default: the library's")
     parser.add_argument("--samples", type=int, default=128, help="images that sensitivity is measured on")
     parser.add_argument("--calibration", type=int, default=512, help="images for ranges and batch norm")
     parser.add_argument("--random", type=int, default=5, help="random policies per budget")
@@ -193,7 +195,7 @@ def main() -> None:
     comparison = Comparison(options)
     rows = []
     for row in comparison.rows():
-        print(f"{row.budget:g} bits: {row.search}: {row.batch_norm:.2f} %", file=sys.stderr)
+        print(f"{row.budget:g} bits: {row.search}: {row.plain:.2f} / {row.batch_norm:.2f} %", file=sys.stderr)
         rows.append(row)
     if options.json:
         print(json.dumps({"float": comparison.float_score, "rows": [asdict(row) for row in rows]}, indent=2))
