@@ -1,6 +1,7 @@
 """Search: strategies that propose policies, and the loop that measures them. To add one: a file, and a line below."""
 
 from haq.search.accuracy_drop import AccuracyDropSearch
+from haq.search.actor_critic import ActorCritic
 from haq.search.base import SearchStrategy, check_options, run_search
 from haq.search.bayesian import Bayesian
 from haq.search.evolutionary import Evolutionary
@@ -13,6 +14,7 @@ __all__ = [
     "ILP",
     "STRATEGIES",
     "AccuracyDropSearch",
+    "ActorCritic",
     "Bayesian",
     "Evolutionary",
     "Greedy",
@@ -30,6 +32,7 @@ STRATEGIES: dict[str, type[SearchStrategy]] = {
     "greedy": Greedy,
     "uniform": Uniform,
     "random": RandomSearch,
+    "actor_critic": ActorCritic,
     "evolutionary": Evolutionary,
     "bayesian": Bayesian,
 }
