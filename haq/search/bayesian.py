@@ -47,8 +47,8 @@ class Bayesian(SearchStrategy):
         startup: random policies before the model is used; the population of `nsga2`.
         ordinal: formats are ordered by their bits; without, they are categories.
         objectives: metrics to minimise beside the score.
-        warm_start: strategy whose policies come first: `ilp`, `greedy`, or none.
-        warm_policies: how many of them at most; `greedy` has one.
+        warm_start: strategy whose policies come first: `ilp`, `greedy` or `none`.
+        warm_start_policies: how many of them at most; `greedy` has one.
         optuna_storage: database URL that the study is mirrored to, for optuna-dashboard: `sqlite:///study.db`.
         optuna_study: its name there; made from the problem, the sampler and the seed when empty.
 
@@ -65,15 +65,15 @@ class Bayesian(SearchStrategy):
         startup: Count = 10,
         ordinal: bool = True,
         objectives: Sequence[str] = (),
-        warm_start: WarmStart = "",
-        warm_policies: Count = 1,
+        warm_start: WarmStart = "none",
+        warm_start_policies: Count = 1,
         optuna_storage: str = "",
         optuna_study: str = "",
     ) -> None:
         self._problem, self._seed = problem, seed
         self._sampler: Sampler = sampler
         self._startup, self._objectives = startup, tuple(objectives)
-        self._warm_start, self._warm_policies = warm_start, warm_policies
+        self._warm_start, self._warm_start_policies = warm_start, warm_start_policies
         _check_objectives(problem, self._objectives)
         self._parameters = Parameters(problem)
         self._space = _distributions(self._parameters, ordinal)
@@ -116,7 +116,7 @@ class Bayesian(SearchStrategy):
 
     @cached_property
     def _warm(self) -> list[Policy]:
-        return warm_policies(self._problem, self._warm_start, self._warm_policies)
+        return warm_policies(self._problem, self._warm_start, self._warm_start_policies)
 
     def _fresh(self, rng: np.random.Generator, wishes: list[Any]) -> Policy | None:
         """The next policy not seen yet; what the sampler was asked is added to `wishes`."""

@@ -48,8 +48,8 @@ class Evolutionary(SearchStrategy):
         offspring: children of a generation.
         mutation_rate: after its first level switch, a child gets each further one with this probability.
         crossover_rate: probability that a child has two parents.
-        warm_start: strategy whose policies come first: `ilp`, `greedy`, or none.
-        warm_policies: how many of them at most; `greedy` has one.
+        warm_start: strategy whose policies come first: `ilp`, `greedy` or `none`.
+        warm_start_policies: how many of them at most; `greedy` has one.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Evolutionary(SearchStrategy):
         offspring: Count = 1,
         mutation_rate: Rate = 0.3,
         crossover_rate: Rate = 0.5,
-        warm_start: WarmStart = "",
-        warm_policies: Count = 1,
+        warm_start: WarmStart = "none",
+        warm_start_policies: Count = 1,
     ) -> None:
         self._problem, self._seed = problem, seed
         self._population, self._offspring = population, offspring
         self._mutation_rate, self._crossover_rate = mutation_rate, crossover_rate
-        self._warm_start, self._warm_policies = warm_start, warm_policies
+        self._warm_start, self._warm_start_policies = warm_start, warm_start_policies
         self._trials: list[tuple[float, float, Ints]] = []
         self._seen: set[str] = set()
         self._others = RandomSearch(problem, seed=seed)
@@ -104,7 +104,7 @@ class Evolutionary(SearchStrategy):
 
     @cached_property
     def _warm(self) -> list[Policy]:
-        return warm_policies(self._problem, self._warm_start, self._warm_policies)
+        return warm_policies(self._problem, self._warm_start, self._warm_start_policies)
 
     def _candidates(self, rng: np.random.Generator) -> Iterator[Policy]:
         """What may be proposed next, in order of preference; among them may be policies that were proposed before."""

@@ -9,7 +9,8 @@ from haq.search.greedy import Greedy
 from haq.search.ilp import ILP
 from haq.types import Policy
 
-WarmStart = Literal["", "greedy", "ilp"]
+WarmStart = Literal["none", "", "greedy", "ilp"]
+"""`none` and the empty text are the same."""
 
 
 def warm_policies(problem: Problem, source: WarmStart, count: int) -> list[Policy]:
@@ -18,6 +19,6 @@ def warm_policies(problem: Problem, source: WarmStart, count: int) -> list[Polic
     Raises:
         InfeasibleError: the strategy asked found nothing within budget.
     """
-    if not source:
+    if source in ("none", ""):
         return []
     return (ILP(problem) if source == "ilp" else Greedy(problem)).suggest(count)

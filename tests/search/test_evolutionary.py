@@ -16,7 +16,7 @@ from haq.testing import TOYS, chain_document, check_strategy, play
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"population": 3, "offspring": 2}, {"warm_start": "ilp", "warm_policies": 3}, {"warm_start": "greedy"}],
+    [{}, {"population": 3, "offspring": 2}, {"warm_start": "ilp", "warm_start_policies": 3}, {"warm_start": "greedy"}],
     ids=["default", "generations", "ilp", "greedy"],
 )
 def test_it_passes_the_conformance_checks(options: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def test_failed_policies_have_no_children() -> None:
 def test_a_warm_start_comes_first() -> None:
     problem = TOYS["knapsack"].problem
     expected = ILP(problem).suggest(3)
-    assert Evolutionary(problem, warm_start="ilp", warm_policies=3).suggest(3) == expected
+    assert Evolutionary(problem, warm_start="ilp", warm_start_policies=3).suggest(3) == expected
     assert Evolutionary(problem, warm_start="greedy").suggest(1) == Greedy(problem).suggest(1)
 
 
@@ -115,7 +115,10 @@ def test_nothing_within_budget_says_what_is_achievable() -> None:
     [
         ({"population": 0}, r"search\.options\.population = 0: input should be greater than or equal to 1"),
         ({"mutation_rate": 2.0}, r"search\.options\.mutation_rate = 2\.0: input should be less than or equal to 1"),
-        ({"warm_start": "random"}, r"search\.options\.warm_start = 'random': input should be '', 'greedy' or 'ilp'"),
+        (
+            {"warm_start": "random"},
+            r"search\.options\.warm_start = 'random': input should be 'none', '', 'greedy' or 'ilp'",
+        ),
     ],
     ids=["population", "rate", "warm_start"],
 )
