@@ -14,7 +14,7 @@ from haq.problem_ties import TieMoves, cheapest
 
 __all__ = ["TOLERANCE", "Neighbourhood", "cheapest", "descend", "excess", "improve"]
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-12
 """A policy is within a budget if it exceeds it by no more than this part of it: the rounding of a sum, nothing more."""
 
 
@@ -87,7 +87,7 @@ class Neighbourhood:
                 over += self._step_excess_after(assignment, bound)
             else:
                 over += excess(self.after(metric, assignment), bound)
-        over[~self._single(assignment)] = np.inf
+        over[~self.single(assignment)] = np.inf
         joint = self._ties.moves(assignment)
         if len(joint):
             objective = np.concatenate([objective, tables.total(self.objective, joint)])
@@ -103,7 +103,7 @@ class Neighbourhood:
         result[self.tables.group_of[move]] = self.tables.choice_of[move]
         return result
 
-    def _single(self, assignment: Ints) -> Bools:
+    def single(self, assignment: Ints) -> Bools:
         """Variables that may be chosen while all else stays."""
         tables = self.tables
         result = tables.allowed.copy()
@@ -119,7 +119,7 @@ class Neighbourhood:
         if metric == PEAK:
             return self._peak_after(assignment)
         unary = tables.unary[metric]
-        result = unary - unary[tables.start[:-1] + assignment][tables.group_of]
+        result: Floats = unary - unary[tables.start[:-1] + assignment][tables.group_of]
         result += tables.total(metric, assignment[None])[0]
         if metric in self._rows:
             rows, pairs = self._rows[metric], tables.pairs[metric]

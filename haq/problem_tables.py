@@ -199,8 +199,9 @@ class Tables:
     def total(self, metric: str, assignments: Ints) -> Floats:
         """The value of `metric` for each row of `assignments` `[N, G]`."""
         if metric == PEAK:
-            return self.steps.totals(assignments).max(axis=1)
-        result = self.unary[metric][self.start[:-1] + assignments].sum(axis=1) + self.offsets.get(metric, 0.0)
+            most: Floats = self.steps.totals(assignments).max(axis=1)
+            return most
+        result: Floats = self.unary[metric][self.start[:-1] + assignments].sum(axis=1) + self.offsets.get(metric, 0.0)
         if len(self.pairs[metric]):
             result += self.pairs[metric].total(assignments)
         for fan_out in self.fan_outs:
@@ -210,7 +211,7 @@ class Tables:
 
     def respects_ties(self, assignments: Ints) -> Bools:
         """Which rows of `assignments` `[N, G]` agree on the format of every activation tie."""
-        result = self.allowed[self.start[:-1] + assignments].all(axis=1)
+        result: Bools = self.allowed[self.start[:-1] + assignments].all(axis=1)
         for tie in self.ties:
             formats = np.stack([labels[assignments[:, group]] for group, labels in tie.members])
             result &= (formats == formats[0]).all(axis=0)

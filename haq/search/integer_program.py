@@ -22,8 +22,10 @@ from haq.problem_moves import TOLERANCE
 from haq.problem_tables import Bools, FanOut, Floats, Ints
 from haq.search.engines import minimise
 
-_ROW = 1000.0
-"""Budget rows are scaled to this right-hand side: the solvers' absolute tolerance of 1e-6 is then our relative 1e-9.
+SLIP = 1e-9
+"""By what part of a budget a solver's answer may exceed it."""
+_ROW = 1e-6 / SLIP
+"""Budget rows are scaled to this right-hand side: the solvers' absolute tolerance is 1e-6.
 
 Tightening the tolerance instead is no way: at 1e-9 HiGHS 1.15 called a policy optimal that was 5e-6 worse than the best
 (1,000 layers of 25 choices). What slips through the tolerance is checked against the tables and excluded.
@@ -51,10 +53,11 @@ class Model:
     Args:
         problem: tables, budgets and objective.
         allowed: variables that may be chosen, `[V]`; at least one per group.
+        margin: part of each budget that is kept free.
     """
 
-    def __init__(self, problem: Problem, allowed: Bools) -> None:
-        self.problem, self.tables = problem, problem.tables
+    def __init__(self, problem: Problem, allowed: Bools, *, margin: float = 0.0) -> None:
+        self.problem, self.tables, self.margin = problem, problem.tables, margin
         tables = self.tables
         self.choices = [
             np.flatnonzero(allowed[tables.start[g] : tables.start[g + 1]]) for g in range(len(tables.groups))
@@ -220,7 +223,7 @@ class Model:
         for metric, bound in self.problem.budgets.items():
             rows = self._step_expressions() if metric == PEAK else [self._expression(metric)]
             for terms, constant in rows:
-                room = bound + TOLERANCE * (abs(bound) or 1.0) - constant
+                room = bound + (TOLERANCE - self.margin) * (abs(bound) or 1.0) - constant
                 scale = _ROW / (abs(bound) or 1.0)
                 if not terms and room < 0:
                     self._forbid()

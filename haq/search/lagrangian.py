@@ -16,9 +16,9 @@ from haq.problem import Problem
 from haq.problem_doc import PEAK
 from haq.problem_moves import TOLERANCE, descend, improve
 from haq.problem_tables import Bools, Floats, Ints, Tables
-from haq.search.exchange import exchange
 from haq.search.master import Master
 from haq.search.pool import Pool
+from haq.search.recombine import Recombination
 from haq.search.relaxation import Minimum, Relaxation
 
 ROUNDING = 1e-12
@@ -26,6 +26,8 @@ ROUNDING = 1e-12
 _PENALTY = 1e3
 """Largest multiplier, relative to the magnitude of the objective."""
 _STEPS_AT_ONCE = 4
+_OTHERS = 40
+"""Policies of the lowest Lagrangian cost that are recombined."""
 
 
 class Lagrangian:
@@ -157,23 +159,27 @@ class Lagrangian:
         self._steps += added
         return bool(added)
 
-    def polish(self) -> None:
-        """Better policies from those that the bound came from: into the budgets, through the slack, pairs exchanged."""
+    def polish(self, *, gap: float = 0.0) -> None:
+        """Better policies from those that the bound came from: into the budgets, through the slack, recombined.
+
+        Stops early once `gap` is met.
+        """
         if self._best is None:
             return
         near = self.problem.near
-        seen: set[bytes] = set()
-        for start in [*self._mixture, *(assignment for _, assignment in self.pool.found[:1])]:
+        for start in self._mixture:
             assignment, over = descend(near, start)
-            if over > 0:
-                continue
-            assignment = improve(near, assignment)
-            if assignment.tobytes() not in seen:
-                seen.add(assignment.tobytes())
-                self.pool.offer(assignment[None])
-        if self.pool.found:
-            prices = dict(zip(self.budgets, self._best[0].tolist(), strict=False))
-            self.pool.offer(exchange(self.problem, self.pool.found[0][1], prices)[None])
+            if over == 0:
+                self.pool.offer(improve(near, assignment)[None])
+        if self.pool.found and not self.closed(gap):
+            multipliers = self._best[0]
+            # Steps may have become active after the best multipliers were found.
+            usages = [self._usage(assignment)[: len(multipliers)] for _, assignment in self._columns]
+            lagrangian = [cost + multipliers @ used for (cost, _), used in zip(self._columns, usages, strict=True)]
+            others = [self._columns[i][1] for i in np.argsort(lagrangian, kind="stable")[:_OTHERS]]
+            prices = dict(zip(self.budgets, multipliers.tolist(), strict=False))
+            recombination = Recombination(self.problem, prices, np.array(others))
+            self.pool.offer(recombination.improve(self.pool.found[0][1])[None])
 
     def widen(self) -> None:
         """Fill a pool for several policies with the neighbours of its best."""

@@ -15,7 +15,7 @@ from haq.problem import Problem
 from haq.problem_doc import PEAK
 from haq.problem_tables import Bools, Ints
 from haq.search.engines import choose_solver
-from haq.search.integer_program import Model
+from haq.search.integer_program import SLIP, Model
 from haq.search.lagrangian import Lagrangian
 from haq.search.pool import Pool
 
@@ -24,6 +24,9 @@ _LISTED = 1 << 16
 _CELLS = 4_000_000
 """And up to this many entries in that list, to keep it in memory."""
 _MINIMA_SECONDS = 2.0
+_SLIPS = 10
+"""So many answers over budget by less than the solver's tolerance are excluded one by one; if there are more
+(identical layers, a bound that misses a sum by its rounding), budgets get a margin and nothing is proven."""
 
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -97,12 +100,11 @@ def _search(
             if dual.infeasible:
                 return "infeasible", np.inf
             bound = dual.bound
-            if pool.keep == 1 and not dual.closed(gap):
-                dual.polish()
+            if pool.keep > 1 or not dual.closed(gap):
+                dual.polish(gap=gap)
             if pool.keep == 1 and dual.closed(gap):
                 return ("optimal" if dual.closed(0.0) else "feasible"), bound
             if pool.keep > 1:
-                dual.polish()
                 dual.widen()
             allowed = dual.surviving()
             if not _possible(problem, allowed):
@@ -141,9 +143,10 @@ def _integer_program(
 ) -> tuple[Status, float]:
     """Solve, exclude what was found, and again until the pool is full or nothing is left."""
     model = Model(problem, allowed)
-    for key in pool.excluded:
-        model.exclude(np.frombuffer(key, dtype=np.int64))
-    proven, found = True, 0
+    excluded = [np.frombuffer(key, dtype=np.int64) for key in pool.excluded]
+    for assignment in excluded:
+        model.exclude(assignment)
+    proven, found, slips = True, 0, 0
     while found < pool.keep:
         left = None if deadline == np.inf else max(deadline - time.perf_counter(), 0.01)
         start = pool.found[found][1] if len(pool.found) > found else None
@@ -154,14 +157,21 @@ def _integer_program(
             if genuine:
                 pool.offer(answer.assignment[None])
                 found += 1
+            slips += not genuine
             model.exclude(answer.assignment)
-        if found <= 1 and (answer.assignment is None or found == 1):
+            excluded.append(answer.assignment)
+            if slips == _SLIPS and not genuine:
+                model = Model(problem, allowed, margin=10 * SLIP)
+                for assignment in excluded:
+                    model.exclude(assignment)
+        if slips < _SLIPS and found <= 1 and (answer.assignment is None or found == 1):
             bound = max(bound, min(answer.bound, pool.best))
         if not answer.proven:
             proven = False
             break
         if answer.assignment is None:
             break
+    proven = proven and slips < _SLIPS
     if proven and gap == 0.0:
         return ("optimal" if pool.found else "infeasible"), bound
     if not pool.found:
