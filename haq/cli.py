@@ -286,11 +286,10 @@ def compare(
     if as_json:
         _print_json({"folder": str(out), "runs": rows})
         return
-    table = _table(*rows[0])
-    for row in rows:
-        table.add_row(
-            *(_number(value) if isinstance(value, float | int) else str(value or "–") for value in row.values())
-        )
+    table = _table("", *(str(row["run"]) for row in rows))
+    for key in list(rows[0])[1:]:
+        values = (row[key] for row in rows)
+        table.add_row(key, *(_number(v) if isinstance(v, float | int) else str(v or "–") for v in values))
     _print(table, f"page: {out / 'compare.html'}")
 
 
@@ -349,7 +348,7 @@ def _other(error: Exception) -> int:
         return EXIT_INPUT
     if usage is not None:
         context = getattr(error, "ctx", None)
-        return _fail(usage() + (f"; see '{context.command_path} --help'" if context else ""), EXIT_INPUT)
+        return _fail(usage().rstrip(".") + (f"; see '{context.command_path} --help'" if context else ""), EXIT_INPUT)
     return _fail(f"{type(error).__name__}: {error} (set HAQ_DEBUG=1 for the traceback)", EXIT_OTHER)
 
 

@@ -320,11 +320,18 @@ class Experiment:
         return share * totals[key]
 
     def problem(self, sensitivity: SensitivityTable | None) -> Problem:
-        """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone."""
-        rows = {
-            layer: {str(p): 0.0 if sensitivity is None else sensitivity.of(layer, p) for p in choices}
-            for layer, choices in self.space.precisions.items()
-        }
+        """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone.
+
+        Raises:
+            InputError: the sensitivity table lacks a choice.
+        """
+        try:
+            rows = {
+                layer: {str(p): 0.0 if sensitivity is None else sensitivity.of(layer, p) for p in choices}
+                for layer, choices in self.space.precisions.items()
+            }
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the sensitivity table is damaged: {error!r}; remove it to have it made anew") from error
         document = problem_document(
             self.network,
             self.cost_model,

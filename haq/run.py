@@ -218,8 +218,11 @@ def write_sensitivity(experiment: Experiment, folder: Path, *, progress: Progres
     """`haq sensitivity`: the table as JSON and CSV and its heat map, into `folder`.
 
     Raises:
-        InputError: the folder cannot be written, or holds the table of another setup.
+        InputError: the experiment is wrong, or the folder cannot be written, or holds the table of another setup.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder with --out")
+    experiment.check()
     table = experiment.sensitivity(file=folder / "sensitivity.json", progress=progress)
     write_text(folder / "sensitivity.csv", pd.DataFrame(table.rows()).to_csv(index=False))
     write_heat_map(folder / "sensitivity.csv", folder / "sensitivity.png")

@@ -72,6 +72,7 @@ class Format:
 
 _SHORT = r"(\d+|ternary|binary|fp16|bf16|fp32)"
 _PRECISION = re.compile(f"w{_SHORT}a{_SHORT}")
+_PRECISION_KEYS = frozenset({"weight_bits", "activation_bits", "weight_format", "activation_format"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,6 +107,8 @@ class Precision:
                 if not isinstance(bits, int) or isinstance(bits, bool):
                     raise ValueError(f"{kind}_bits must be a whole number of bits, got {bits!r}")
                 return Format.integer(bits)
+            if not isinstance(name, str):
+                raise ValueError(f"{kind}_format must be the name of a number format, got {name!r}")
             result = Format.parse(name)
             if bits is not None and bits != result.bits:
                 raise ValueError(f"{kind}_bits is {bits!r} but {kind}_format {name!r} has {result.bits} bits")
@@ -348,6 +351,8 @@ class Policy(Mapping[str, Precision]):
                     f"layer {name!r}: expected an object with weight_bits and activation_bits, got {entry!r}"
                 )
             try:
+                if unknown := sorted(set(entry) - _PRECISION_KEYS):
+                    raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(_PRECISION_KEYS))}")
                 precisions[name] = Precision.from_doc(entry)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from error

@@ -188,7 +188,7 @@ def test_what_fails_under_one_policy_only_is_that_policys_failure(model, digits,
 
 def test_data_that_does_not_fit_the_model_is_an_input_error(model, digits):
     wrong = Split(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(InputError, match="the model failed on the data that it is scored on: .*channels"):
+    with pytest.raises(InputError, match=r"the model failed on the data that it is scored on: .*channels"):
         PTQEvaluator(model, wrong).float_measurement()
 
 
