@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from haq.config import ExperimentConfig, load_experiment
     from haq.errors import InfeasibleError, InputError
     from haq.experiment import Experiment
+    from haq.export import load_quantized
     from haq.hardware import load_profile
     from haq.problem import Problem, load_problem
     from haq.quant import QuantizedModel
@@ -38,6 +39,7 @@ __all__ = [
     "load_experiment",
     "load_problem",
     "load_profile",
+    "load_quantized",
     "run_experiment",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "haq.config": ("ExperimentConfig", "load_experiment"),
     "haq.errors": ("InfeasibleError", "InputError"),
     "haq.experiment": ("Experiment",),
+    "haq.export": ("load_quantized",),
     "haq.hardware": ("load_profile",),
     "haq.problem": ("Problem", "load_problem"),
     "haq.quant": ("QuantizedModel",),

@@ -1,0 +1,63 @@
+"""`haq export`: a policy of an experiment as a file, checked if asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haq.errors import InputError
+from haq.export import export, exporter
+from haq.export.check import compare
+
+if TYPE_CHECKING:
+    from haq.experiment import Experiment
+
+
+def export_policy(
+    experiment: Experiment,
+    source: Path,
+    out: Path,
+    *,
+    format: str,
+    pack: bool = False,
+    check: bool = False,
+    samples: int | None = None,
+) -> dict[str, Any]:
+    """Write a policy of `experiment` to `out`, with the compensations that the experiment asks for.
+
+    Args:
+        experiment: gives model, data and quantization settings.
+        source: a run folder or a policy file.
+        out: the file to write.
+        format: a name in `haq.export.EXPORTERS`.
+        pack: onnx only: weights of 4 bits and fewer in 4-bit tensors.
+        check: compare the file's outputs with the quantized model's, over the search split.
+        samples: how many of the split, from its start; all by default.
+
+    Returns:
+        `file`, `format`, `bytes`; with `check` also `check` (see `Comparison`) and, for onnx, `kernels`.
+
+    Raises:
+        InputError: the policy, the format or the file cannot be used.
+    """
+    if samples is not None and not check:
+        raise InputError("--samples: is how many samples --check compares; add --check")
+    chosen = exporter(format)
+    path = source / "policy.json" if source.is_dir() else source
+    measurement = experiment.evaluator("search")(experiment.load_policy(path))
+    if not measurement.ok:
+        raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
+    model, quantized = experiment.model, experiment.quantized
+    export(quantized, model, out, inputs=experiment.data.train.head(2).inputs, format=format, pack=pack)
+    document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
+    if not check:
+        return document
+    split = experiment.data.search if samples is None else experiment.data.search.head(samples)
+    batches = split.batches(experiment.config.evaluator.batch_size)
+    comparison = compare(quantized, chosen.load(out, model), batches, metric=experiment.metric)
+    document["check"] = comparison.to_doc()
+    if format == "onnx":
+        from haq.export.onnx_run import kernels
+
+        document["kernels"] = kernels(out.read_bytes(), quantized.layers)
+    return document

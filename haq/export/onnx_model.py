@@ -1,0 +1,51 @@
+"""The onnx format: a graph of quantize and dequantize nodes around float operators (QDQ)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from haq.export.onnx_activations import lower_inputs, move_clips, quantize_biases
+from haq.export.onnx_graph import Graph
+from haq.export.onnx_trace import OPSET, trace_marked
+from haq.export.onnx_weights import fold_batch_norms, lower_weights, split_gemms
+from haq.export.state import ModelState
+from haq.files import write_bytes
+
+
+def onnx_model(model: nn.Module, state: ModelState, inputs: Any, *, pack: bool = False) -> onnx.ModelProto:
+    """`model` as quantized by `state`, as ONNX.
+
+    Args:
+        model: the float architecture, on the CPU.
+        state: the quantization.
+        inputs: an example of what the model is called with, two samples or more.
+        pack: store weights of 4 bits and fewer in 4-bit tensors instead of 8-bit ones: half the file, but runtimes
+            then compute convolutions in float.
+
+    Raises:
+        InputError: torch cannot export the model.
+    """
+    graph = Graph(trace_marked(model, state, inputs))
+    gains = fold_batch_norms(graph, state)
+    split_gemms(graph)
+    lower_weights(graph, state, gains, pack=pack)
+    lower_inputs(graph, state)
+    move_clips(graph)
+    quantize_biases(graph)
+    result = graph.finish([("", OPSET)])
+    result.producer_name = "haq"
+    onnx.checker.check_model(result)
+    return result
+
+
+def save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, *, pack: bool = False) -> None:
+    """Write `onnx_model` to a file.
+
+    Raises:
+        InputError: torch cannot export the model, or the file cannot be written.
+    """
+    write_bytes(path, onnx_model(model, state, inputs, pack=pack).SerializeToString())

@@ -1,0 +1,150 @@
+"""The torch format: one safetensors file of integer codes, scales, zero points and all other tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from haq.config import QuantizationConfig
+from haq.errors import InputError
+from haq.export.state import IntegerWeight, LayerState, ModelState, restore
+from haq.files import to_json, write_bytes
+from haq.quant import Quantizer
+from haq.quant.quantizers import Binary, PerTensorInteger, Ternary, float_quantizer
+from haq.quant.weights import WeightLayout
+from haq.types import Policy, Precision
+
+_KEY = "haq"
+_CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
+
+
+def save_torch(state: ModelState, path: Path) -> None:
+    """Write `state` to `path`.
+
+    Tensors: `<layer>.weight_codes.<i>` (int8, or int32 where they need more, `[rows, n]`), `<layer>.weight_scale.<i>`
+    and `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each block i of rows that share a scale, and the rest of the
+    state dict under its own names. The metadata entry `haq` is a JSON document: policy, quantization settings,
+    activation ranges, folded batch norms.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    tensors = {name: _stored(name, tensor, state) for name, tensor in state.tensors.items()}
+    for name, layer in state.layers.items():
+        if layer.weight is None:
+            continue
+        for index, (codes, scale, zero) in enumerate(layer.weight.blocks):
+            container = torch.int8 if int(codes.min()) >= -128 and int(codes.max()) <= 127 else torch.int32
+            tensors[f"{name}.{_CODES}.{index}"] = codes.to(container).contiguous()
+            tensors[f"{name}.{_SCALE}.{index}"] = scale.clone()
+            tensors[f"{name}.{_ZERO}.{index}"] = zero.clone()
+    document = {
+        "schema_version": 1,
+        "policy": state.policy.to_doc(),
+        "quantization": state.quantization.model_dump(mode="json"),
+        "inputs": {name: _quantizer_doc(layer.input) for name, layer in state.layers.items()},
+        "folded_batch_norms": list(state.folded),
+    }
+    write_bytes(path, save(tensors, metadata={_KEY: to_json(document)}))
+
+
+def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
+    """The quantized model that `haq export --format torch` wrote: a plain module, in evaluation mode.
+
+    Its outputs are bit for bit those of the quantized model that was exported.
+
+    Args:
+        model: the float architecture, on the CPU; its own weights do not matter, and it is left as it is.
+        path: the file.
+
+    Raises:
+        InputError: no such file, not one of this format, or one of another model.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            document = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a safetensors file: {error}") from error
+    if document is None:
+        raise InputError(f"{path}: has no quantization in it; write it with haq export --format torch")
+    try:
+        return restore(model, _state(model, json.loads(document), tensors))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _stored(name: str, tensor: Tensor, state: ModelState) -> Tensor:
+    layer = state.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+    names = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    return tensor if layer is None else tensor.to(names.get(layer.precision.weight.name, tensor.dtype))
+
+
+def _state(model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor]) -> ModelState:
+    if document.get("schema_version") != 1:
+        raise InputError(f"schema_version {document.get('schema_version')!r} is unknown; this haq reads 1")
+    quantization = QuantizationConfig.model_validate(document["quantization"])
+    layers = {}
+    for name, precision in Policy.from_doc(document["policy"]).items():
+        weight = _take_weight(model, name, precision, tensors, quantization)
+        layers[name] = LayerState(precision, weight, _quantizer(precision, document["inputs"][name]))
+    return ModelState(layers, tensors, tuple(document["folded_batch_norms"]), quantization)
+
+
+def _take_weight(
+    model: nn.Module, name: str, precision: Precision, tensors: dict[str, Tensor], quantization: QuantizationConfig
+) -> IntegerWeight | None:
+    """Move a layer's integer weight out of `tensors`."""
+    if float_quantizer(precision.weight) is not None:
+        return None
+    try:
+        module = model.get_submodule(name)
+        weight = module.get_parameter("weight")
+    except AttributeError as error:
+        raise InputError(
+            f"the export is of another model: {type(model).__name__} has no layer {name}; build the architecture that "
+            "was quantized"
+        ) from error
+    layout = WeightLayout.of(module, weight, quantization)
+    blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+    while f"{name}.{_CODES}.{len(blocks)}" in tensors:
+        codes, scale, zero = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE, _ZERO))
+        blocks.append((codes.to(torch.int32), scale, zero))
+    count = sum(codes.numel() for codes, _, _ in blocks)
+    if count != weight.numel():
+        raise InputError(
+            f"the export is of another model: layer {name} has {weight.numel()} weights here and {count} in the file"
+        )
+    return IntegerWeight(layout, tuple(blocks))
+
+
+def _quantizer_doc(quantizer: Quantizer) -> dict[str, Any]:
+    if isinstance(quantizer, PerTensorInteger):
+        limits = {"quant_min": quantizer.quant_min, "quant_max": quantizer.quant_max}
+        return {"kind": "integer", "scale": quantizer.scale, "zero_point": quantizer.zero_point, **limits}
+    if isinstance(quantizer, Ternary):
+        return {"kind": "ternary", "threshold": float(quantizer.threshold), "scale": float(quantizer.scale)}
+    if isinstance(quantizer, Binary):
+        return {"kind": "binary", "scale": float(quantizer.scale)}
+    return {"kind": "float"}
+
+
+def _quantizer(precision: Precision, doc: dict[str, Any]) -> Quantizer:
+    kind = doc["kind"]
+    if kind == "integer":
+        return PerTensorInteger(doc["scale"], doc["zero_point"], doc["quant_min"], doc["quant_max"])
+    if kind == "ternary":
+        return Ternary(torch.tensor(doc["threshold"]), torch.tensor(doc["scale"]))
+    if kind == "binary":
+        return Binary(torch.tensor(doc["scale"]))
+    quantizer = float_quantizer(precision.activation)
+    assert quantizer is not None
+    return quantizer
