@@ -81,7 +81,8 @@ class QuantizedModel:
         batch_norms: name -> each batch norm that has running statistics.
 
     Raises:
-        InputError: a name is no quantizable layer or is never called, there is no data, or activations are not finite.
+        InputError: a name is no quantizable layer or is never called, two layers share one weight, there is no data, or
+            activations are not finite.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class QuantizedModel:
             raise InputError("no calibration data; give at least one batch of inputs and targets")
         cache = InputCache()
         names = _layer_names(self.module, layers)
+        _check_no_twins(self.module, names)
         self._layers = {
             name: QuantizedLayer(name, self.module.get_submodule(name), quantization=self.quantization, cache=cache)
             for name in names
@@ -265,6 +267,22 @@ def _copy(model: nn.Module, device: torch.device) -> nn.Module:
     shared = all(parameter.device == device for parameter in parameters)
     memo = {id(parameter): parameter for parameter in parameters} if shared else {}
     return copy.deepcopy(model, memo).to(device).eval()
+
+
+def _check_no_twins(module: nn.Module, names: Iterable[str]) -> None:
+    """Formats belong to a module; one that shares another's weight would stay in float unnoticed."""
+    quantizable = {name: child for name, child in module.named_modules() if isinstance(child, QUANTIZABLE)}
+    for name in names:
+        twins = [
+            other
+            for other, child in quantizable.items()
+            if child is not quantizable[name] and child._parameters.get("weight") is quantizable[name].weight
+        ]
+        if twins:
+            raise InputError(
+                f"layer {name!r}: its weight is also that of {', '.join(twins)}; call one module several times instead, "
+                "or give each a weight of its own"
+            )
 
 
 def _layer_names(module: nn.Module, names: Iterable[str] | None) -> list[str]:

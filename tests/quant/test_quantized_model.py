@@ -309,3 +309,10 @@ def test_on_cuda_the_outputs_are_the_cpus_and_the_float_model_stays(net, batches
         outputs.append(model(model.to_device(x)).cpu())
     assert net.stem.weight.device.type == "cpu"
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0.05, atol=0.05)
+
+
+def test_layers_that_share_a_weight_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(InputError, match="layer '0': its weight is also that of 2; call one module several times"):
+        QuantizedModel(model, calibration=[(torch.randn(8, 4), None)])
