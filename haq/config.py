@@ -118,7 +118,7 @@ class QuantizationConfig(_Section):
 class SensitivityConfig(_Section):
     """How the loss increase of each choice is predicted."""
 
-    metric: str = "gradient"
+    metric: str = "fisher"
     samples: int = Field(512, ge=1)
     batch_size: int = Field(128, ge=1)
     file: Path | None = None

@@ -28,6 +28,7 @@ from haq.quant.tree import call_model, map_tensors
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
+from haq.sensitivity.outputs import are_logits
 from haq.space import SearchSpace, build_space
 from haq.tables import problem_document
 from haq.trace import trace
@@ -263,7 +264,8 @@ class Experiment:
         if not value.isfinite():
             raise InputError(f"{label}: is {value.item()} on the train split; check the data")
         metric = self.config.sensitivity.metric
-        if not value.requires_grad and metric in _DIFFERENTIATING:
+        needed = metric in _DIFFERENTIATING or (metric == "fisher" and not are_logits(outputs, targets))
+        if needed and not value.requires_grad:
             raise InputError(
                 f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
                 "or take sensitivity.metric = 'kl'"

@@ -233,6 +233,7 @@ def policy_document(experiment: Experiment, result: Mapping[str, Any], *, comman
             "source": answer["source"],
             "seed": experiment.config.seed,
             "versions": versions(),
+            "splits": {name: len(getattr(experiment.data, name)) for name in ("train", "search", "test")},
             "hashes": {**experiment.hashes, "profile": experiment.profile.digest},
             "device": result["device"],
             "quantization": experiment.quantization.model_dump(mode="json"),
