@@ -274,6 +274,63 @@ def _sensitivities(rows: list[dict[str, Any]], *, title: str) -> Table:
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_POLICY", help="Run folder, or policy file (JSON).")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[str, typer.Option(help="onnx or torch.")],
+    experiment: Annotated[
+        Path | None, typer.Option(help="Experiment file; default: the one that the run folder holds.")
+    ] = None,
+    overrides: Overrides = None,
+    pack: Annotated[bool, typer.Option("--pack", help="onnx: 4-bit tensors for weights of 4 bits and fewer.")] = False,
+    integer_outputs: Annotated[
+        bool, typer.Option("--integer-outputs", help="onnx: 8-bit layers write 8 bits, for integer kernels throughout.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the file's outputs with the torch model's.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many samples --check compares.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a policy's quantized model as a file that runs without haq."""
+    with _running() as bars:
+        from haq.export import ExportOptions
+        from haq.export.command import export_policy, policy_file
+
+        if experiment is None and overrides:
+            raise InputError("--set: overrides keys of an experiment file; add --experiment")
+        pieces = _experiment(experiment, overrides) if experiment else _stored(policy_file(source))
+        bars.stage(f"exporting to {format}")
+        options = ExportOptions(pack, integer_outputs)
+        document = export_policy(pieces, source, out, format=format, options=options, check=check, samples=samples)
+    if as_json:
+        _print_json(document)
+        return
+    _show_export(document)
+
+
+def _stored(path: Path) -> Experiment:
+    from haq.experiment import Experiment
+
+    return Experiment.stored(path)
+
+
+def _show_export(document: dict[str, Any]) -> None:
+    if "kernels" in document:
+        table = _table("layer", "precision", "onnxruntime runs", title="what executes each layer")
+        for layer, row in document["kernels"].items():
+            table.add_row(layer, row["precision"], row["operator"])
+        _print(table)
+    if "check" in document:
+        found = document["check"]
+        agreement = "" if found["agreement"] is None else f"same class for {found['agreement']:.2f} %, "
+        _print(
+            f"check over {found['samples']} samples: {agreement}score {found['exported_score']:.4g} against "
+            f"{found['score']:.4g} in torch, largest difference {found['largest_difference']:.2g} of "
+            f"{found['largest_output']:.3g}"
+        )
+    _print(f"{document['format']} file: {document['file']} ({document['bytes']:,} bytes)")
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders of haq search.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and the page.")],

@@ -6,6 +6,7 @@ Each piece is built when it is first asked for, so that `haq cost` loads no data
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from haq.config import ExperimentConfig, load_experiment, read_json
+from haq.config import ExperimentConfig, load_experiment, one_line, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
@@ -73,6 +75,23 @@ class Experiment:
     def load(cls, path: str | Path, *, overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
         """Read an experiment file; see `load_experiment` for its errors."""
         return cls(load_experiment(path, overrides=overrides), folder=Path(path).parent)
+
+    @classmethod
+    def stored(cls, path: Path) -> Experiment:
+        """The experiment that made a run's `policy.json`. Relative paths and user modules are looked for in the
+        working directory.
+
+        Raises:
+            InputError: no such file, or a policy that does not say where it is from.
+        """
+        document = read_json(path)
+        try:
+            config = ExperimentConfig.model_validate_json(json.dumps(document["provenance"]["config"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: does not say which experiment it is from; add --experiment") from error
+        except ValidationError as error:
+            raise InputError(f"{path}: provenance.config.{one_line(error)}; give another --experiment") from error
+        return cls(config)
 
     @cached_property
     def model(self) -> nn.Module:

@@ -6,7 +6,7 @@ To add a format: a module with a `save` and a `load` as in `Exporter`, and one l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,39 @@ Runner = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """What a user may ask of some formats.
+
+    Attributes:
+        pack: weights of 4 bits and fewer in 4-bit tensors.
+        integer_outputs: 8-bit layers write 8-bit tensors, so that integer kernels run throughout.
+    """
+
+    pack: bool = False
+    integer_outputs: bool = False
+
+    def asked(self) -> tuple[str, ...]:
+        return tuple(name for name, value in asdict(self).items() if value)
+
+
+@dataclass(frozen=True)
 class Exporter:
     """One format.
 
     Attributes:
-        save: `(float model, state, example inputs, path, pack)`: write the file.
+        save: `(float model, state, example inputs, path, options)`: write the file.
         load: `(path, float model)`: what computes the file's outputs.
+        packages: what must be installed.
+        options: those of `ExportOptions` that it knows.
     """
 
-    save: Callable[[nn.Module, ModelState, Any, Path, bool], None]
+    save: Callable[[nn.Module, ModelState, Any, Path, ExportOptions], None]
     load: Callable[[Path, nn.Module], Runner]
+    packages: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
-def _save_torch(model: nn.Module, state: ModelState, inputs: Any, path: Path, pack: bool) -> None:
-    if pack:
-        raise InputError("--pack: the torch format has no 4-bit tensors; leave it out, or use --format onnx")
+def _save_torch(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
     save_torch(state, path)
 
 
@@ -47,44 +65,54 @@ def _load_torch(path: Path, model: nn.Module) -> Runner:
     return lambda inputs: call_model(module, inputs)
 
 
-def _save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, pack: bool) -> None:
-    _require("onnx")
+def _save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
     from haq.export.onnx_model import save_onnx
 
-    save_onnx(model, state, inputs, path, pack=pack)
+    save_onnx(model, state, inputs, path, pack=options.pack, integer_outputs=options.integer_outputs)
 
 
 def _load_onnx(path: Path, model: nn.Module) -> Runner:
-    _require("onnxruntime")
     from haq.export.onnx_run import OnnxRunner
 
     return OnnxRunner(path.read_bytes())
 
 
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise InputError(f"--format onnx needs the package {package}; install it: pip install 'haq[onnx]'")
-
+_PLAIN = ExportOptions()
 
 EXPORTERS: dict[str, Exporter] = {
-    "onnx": Exporter(_save_onnx, _load_onnx),
+    "onnx": Exporter(_save_onnx, _load_onnx, packages=("onnx", "onnxruntime"), options=("pack", "integer_outputs")),
     "torch": Exporter(_save_torch, _load_torch),
 }
 
 
-def exporter(name: str) -> Exporter:
+def exporter(name: str, options: ExportOptions = _PLAIN) -> Exporter:
     """The format called `name`.
 
     Raises:
-        InputError: unknown; lists the known ones.
+        InputError: unknown, with the known ones; or a package it needs is missing; or it lacks an option.
     """
     if name not in EXPORTERS:
         raise InputError(f"--format {name!r}: unknown; known: {', '.join(sorted(EXPORTERS))}")
-    return EXPORTERS[name]
+    chosen = EXPORTERS[name]
+    for package in chosen.packages:
+        if find_spec(package) is None:
+            raise InputError(f"--format {name} needs the package {package}; install it: pip install 'haq[{name}]'")
+    for option in options.asked():
+        if option not in chosen.options:
+            able = ", ".join(other for other, entry in sorted(EXPORTERS.items()) if option in entry.options)
+            flag = f"--{option.replace('_', '-')}"
+            raise InputError(f"{flag}: the {name} format has no such option; leave it out, or use --format {able}")
+    return chosen
 
 
 def export(
-    quantized: QuantizedModel, model: nn.Module, path: Path, *, inputs: Any, format: str, pack: bool = False
+    quantized: QuantizedModel,
+    model: nn.Module,
+    path: Path,
+    *,
+    inputs: Any,
+    format: str,
+    options: ExportOptions = _PLAIN,
 ) -> None:
     """Write `quantized` as it is now (policy, bias correction, batch-norm statistics) to `path`.
 
@@ -92,15 +120,16 @@ def export(
         quantized: with a policy applied.
         model: the float model that it wraps, on the CPU.
         path: the file.
-        inputs: an example of what the model is called with, two samples or more.
+        inputs: an example of what the model is called with, two samples or more; the ranges of `integer_outputs` are
+            taken from it.
         format: a name in `EXPORTERS`.
-        pack: onnx only: weights of 4 bits and fewer in 4-bit tensors.
+        options: what the format is asked for beside.
 
     Raises:
         InputError: no policy, an unknown format, a missing package, an option that the format lacks, or a model that
             it cannot hold.
     """
-    exporter(format).save(model, capture(quantized), inputs, path, pack)
+    exporter(format, options).save(model, capture(quantized), inputs, path, options)
 
 
-__all__ = ["EXPORTERS", "Exporter", "Runner", "capture", "export", "exporter", "load_quantized"]
+__all__ = ["EXPORTERS", "ExportOptions", "Exporter", "Runner", "capture", "export", "exporter", "load_quantized"]

@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq.errors import InputError
-from haq.export import export, exporter
+from haq.export import ExportOptions, export, exporter
 from haq.export.check import compare
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
+
+
+_PLAIN = ExportOptions()
+_RANGE_SAMPLES = 128
+
+
+def policy_file(source: Path) -> Path:
+    """The policy of a run folder; a file is the policy itself."""
+    return source / "policy.json" if source.is_dir() else source
 
 
 def export_policy(
@@ -19,7 +28,7 @@ def export_policy(
     out: Path,
     *,
     format: str,
-    pack: bool = False,
+    options: ExportOptions = _PLAIN,
     check: bool = False,
     samples: int | None = None,
 ) -> dict[str, Any]:
@@ -30,25 +39,27 @@ def export_policy(
         source: a run folder or a policy file.
         out: the file to write.
         format: a name in `haq.export.EXPORTERS`.
-        pack: onnx only: weights of 4 bits and fewer in 4-bit tensors.
+        options: what the format is asked for beside.
         check: compare the file's outputs with the quantized model's, over the search split.
         samples: how many of the split, from its start; all by default.
 
     Returns:
-        `file`, `format`, `bytes`; with `check` also `check` (see `Comparison`) and, for onnx, `kernels`.
+        `file`, `format`, `bytes`; with `check` also `check` (see `Comparison`) and, for onnx, `kernels`: layer -> its
+        precision, and the operator that ONNX Runtime runs for it.
 
     Raises:
         InputError: the policy, the format or the file cannot be used.
     """
     if samples is not None and not check:
         raise InputError("--samples: is how many samples --check compares; add --check")
-    chosen = exporter(format)
-    path = source / "policy.json" if source.is_dir() else source
+    chosen = exporter(format, options)
+    path = policy_file(source)
     measurement = experiment.evaluator("search")(experiment.load_policy(path))
     if not measurement.ok:
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     model, quantized = experiment.model, experiment.quantized
-    export(quantized, model, out, inputs=experiment.data.train.head(2).inputs, format=format, pack=pack)
+    inputs = experiment.data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
+    export(quantized, model, out, inputs=inputs, format=format, options=options)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
     if not check:
         return document
@@ -59,5 +70,9 @@ def export_policy(
     if format == "onnx":
         from haq.export.onnx_run import kernels
 
-        document["kernels"] = kernels(out.read_bytes(), quantized.layers)
+        ran = kernels(out.read_bytes(), quantized.layers)
+        document["kernels"] = {
+            name: {"precision": str(precision), "operator": ran.get(name, "?")}
+            for name, precision in (quantized.policy or {}).items()
+        }
     return document

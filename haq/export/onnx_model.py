@@ -8,15 +8,18 @@ from typing import Any
 import onnx
 from torch import nn
 
-from haq.export.onnx_activations import lower_inputs, move_clips, quantize_biases
+from haq.export.onnx_activations import BIAS_TOLERANCE, HALF_A_STEP, lower_inputs, move_clips, quantize_biases
 from haq.export.onnx_graph import Graph
+from haq.export.onnx_outputs import quantize_outputs
 from haq.export.onnx_trace import OPSET, trace_marked
 from haq.export.onnx_weights import fold_batch_norms, lower_weights, split_gemms
 from haq.export.state import ModelState
 from haq.files import write_bytes
 
 
-def onnx_model(model: nn.Module, state: ModelState, inputs: Any, *, pack: bool = False) -> onnx.ModelProto:
+def onnx_model(
+    model: nn.Module, state: ModelState, inputs: Any, *, pack: bool = False, integer_outputs: bool = False
+) -> onnx.ModelProto:
     """`model` as quantized by `state`, as ONNX.
 
     Args:
@@ -25,6 +28,9 @@ def onnx_model(model: nn.Module, state: ModelState, inputs: Any, *, pack: bool =
         inputs: an example of what the model is called with, two samples or more.
         pack: store weights of 4 bits and fewer in 4-bit tensors instead of 8-bit ones: half the file, but runtimes
             then compute convolutions in float.
+        integer_outputs: 8-bit convolutions write 8-bit tensors throughout, also where the quantized model keeps a
+            float value (before a sum, and for a float layer): integer kernels run everywhere, and results differ a
+            little. Ranges are those over `inputs`.
 
     Raises:
         InputError: torch cannot export the model.
@@ -34,18 +40,22 @@ def onnx_model(model: nn.Module, state: ModelState, inputs: Any, *, pack: bool =
     split_gemms(graph)
     lower_weights(graph, state, gains, pack=pack)
     lower_inputs(graph, state)
+    if integer_outputs:
+        quantize_outputs(graph, inputs)
     move_clips(graph)
-    quantize_biases(graph)
+    quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else BIAS_TOLERANCE)
     result = graph.finish([("", OPSET)])
     result.producer_name = "haq"
     onnx.checker.check_model(result)
     return result
 
 
-def save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, *, pack: bool = False) -> None:
+def save_onnx(
+    model: nn.Module, state: ModelState, inputs: Any, path: Path, *, pack: bool = False, integer_outputs: bool = False
+) -> None:
     """Write `onnx_model` to a file.
 
     Raises:
         InputError: torch cannot export the model, or the file cannot be written.
     """
-    write_bytes(path, onnx_model(model, state, inputs, pack=pack).SerializeToString())
+    write_bytes(path, onnx_model(model, state, inputs, pack=pack, integer_outputs=integer_outputs).SerializeToString())

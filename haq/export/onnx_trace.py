@@ -101,7 +101,7 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
                 kwargs=named or None,
                 dynamo=False,
                 opset_version=OPSET,
-                custom_opsets={MARKERS: 1},
+                custom_opsets={MARKERS: 1} if _marks(state) else {},
                 input_names=names,
                 output_names=outputs,
                 dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)},
@@ -119,6 +119,15 @@ def _in_order(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Named inputs in the order of the model's parameters: the exporter names them by position."""
     order = list(inspect.signature(model.forward).parameters)
     return dict(sorted(inputs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def _marks(state: ModelState) -> bool:
+    """Whether anything is quantized."""
+    return any(
+        not isinstance(quantizer, Identity)
+        for layer in state.layers.values()
+        for quantizer in (float_quantizer(layer.precision.weight), layer.input)
+    )
 
 
 def _marked(model: nn.Module, state: ModelState) -> nn.Module:

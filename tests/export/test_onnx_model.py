@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 
@@ -27,6 +29,10 @@ SETTINGS = [
 
 def exported(quantized, model, inputs, *, pack: bool = False) -> bytes:
     return onnx_model(model, capture(quantized), inputs[:2], pack=pack).SerializeToString()
+
+
+def exported_for_speed(quantized, model, inputs) -> bytes:
+    return onnx_model(model, capture(quantized), inputs, integer_outputs=True).SerializeToString()
 
 
 def uniform(quantized, precision: str) -> Policy:
@@ -149,6 +155,31 @@ def test_convolutions_between_quantized_tensors_run_as_integers(quantize_digits,
     assert ran["fc1"] in INTEGER_KERNELS
     assert ran["fc2"] in INTEGER_KERNELS
     assert set(ran) == set(quantized.layers)
+
+
+def test_with_integer_outputs_all_8_bit_layers_run_as_integers(quantize_digits, digits_cnn, digits_images):
+    quantized = quantize_digits()
+    quantized.apply(uniform(quantized, "w8a8"))
+    serialized = exported_for_speed(quantized, digits_cnn, digits_images)
+    assert set(kernels(serialized, quantized.layers).values()) <= set(INTEGER_KERNELS)
+    with torch.no_grad():
+        wanted = quantized(digits_images)
+    assert agreement(wanted, OnnxRunner(serialized)(digits_images)) >= 99.0
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_integer_outputs_are_near_what_was_searched(name, seed):
+    model, inputs = make(name)
+    quantized = QuantizedModel(model, calibration=[(inputs, None)])
+    rng = random.Random(seed)
+    quantized.apply(Policy({layer: Precision.parse(rng.choice(("w8a8", "wfp32afp32"))) for layer in quantized.layers}))
+    with torch.no_grad():
+        wanted = quantized(inputs)
+    serialized = exported_for_speed(quantized, model, inputs)
+    for optimize in (True, False):
+        got = OnnxRunner(serialized, optimize=optimize)(inputs)
+        assert float((got - wanted).abs().mean()) < 1e-2 * float(wanted.abs().max())
 
 
 def test_low_bit_convolutions_are_clipped_codes_of_integer_kernels():
