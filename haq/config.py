@@ -141,7 +141,7 @@ class EvaluatorConfig(_Section):
     kind: Literal["ptq", "bn"] = "ptq"
     samples: int | None = Field(None, ge=1)
     """Samples of the search split to score on; all when left out."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
     metric: str = "accuracy"
     """`accuracy`, `negative_mse`, or your own `module:function(outputs, targets)` -> mean score, larger is better."""
     loss: str = "cross_entropy"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from haq.config import QuantizationConfig
 from haq.errors import InputError
 from haq.quant import QuantizedModel, Quantizer
+from haq.quant.layers import lay_out
 from haq.quant.quantizers import Binary, Identity, PerRowInteger, Ternary, float_quantizer
 from haq.quant.weights import WeightLayout, WeightQuantizer
 from haq.types import Policy, Precision
@@ -157,10 +158,12 @@ def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Mo
         bias = tensors.get(f"{name}.bias")
         if bias is not None and target._parameters.get("bias") is None:
             target._parameters["bias"] = nn.Parameter(torch.empty_like(bias))
+        quantized = not isinstance(float_quantizer(layer.precision.weight), Identity)
         # A weight of its own, should the float model share it with another layer.
         for key, parameter in target._parameters.items():
             if parameter is not None:
-                target._parameters[key] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                own = lay_out(parameter.detach()) if key == "weight" and quantized else parameter.detach().clone()
+                target._parameters[key] = nn.Parameter(own, requires_grad=False)
         if hooks and not isinstance(layer.input, Identity):
             target.register_forward_pre_hook(QuantizeInput(layer.input), prepend=True, with_kwargs=True)
     _load(module, tensors)

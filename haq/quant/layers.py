@@ -22,6 +22,12 @@ QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 FLOAT = Precision.parse("wfp32afp32")
 
 
+def lay_out(weight: Tensor) -> Tensor:
+    """A copy in channels-last memory where `weight` has four dimensions: its layout decides which kernel runs."""
+    layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    return torch.empty_like(weight, memory_format=layout).copy_(weight)
+
+
 class QuantizedLayer:
     """Switches a module between its float weight and quantized ones, and quantizes what it reads.
 
@@ -141,9 +147,7 @@ class QuantizedLayer:
     def _quantized(self, fmt: Format) -> nn.Parameter:
         if fmt not in self._weights:
             quantized = self.weight_quantizer(fmt)(self.float_weight.detach())
-            # The memory format decides which convolution kernel runs.
-            laid_out = torch.empty_like(self.float_weight.detach()).copy_(quantized)
-            self._weights[fmt] = nn.Parameter(laid_out, requires_grad=False)
+            self._weights[fmt] = nn.Parameter(lay_out(quantized), requires_grad=False)
         return self._weights[fmt]
 
     def _quantize_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
