@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,17 @@ class _Moments:
         return self.deviations / self.count
 
 
-def reestimate_batch_norm(model: QuantizedModel) -> None:
+class Normalized(Protocol):
+    """A model whose batch norm can be re-estimated: a `QuantizedModel`, or one in training."""
+
+    batch_norms: dict[str, _BatchNorm]
+    calibration: tuple[Any, ...]
+
+    def __call__(self, inputs: Any) -> Any: ...
+    def set_batch_norm_statistics(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None: ...
+
+
+def reestimate_batch_norm(model: Normalized) -> None:
     """Replace batch norms' running statistics by those of the policy in use, in one pass over the calibration data.
 
     Each batch is normalised by its own statistics on the way, as in training; mean and population variance are then
@@ -65,7 +75,7 @@ def reestimate_batch_norm(model: QuantizedModel) -> None:
 
 
 @contextmanager
-def _training_statistics(model: QuantizedModel, moments: dict[str, _Moments]) -> Iterator[None]:
+def _training_statistics(model: Normalized, moments: dict[str, _Moments]) -> Iterator[None]:
     """Batch norms normalise by the batch, whose statistics go into `moments`."""
 
     def hook_for(name: str) -> Callable[..., None]:

@@ -79,6 +79,8 @@ class QuantizedModel:
         quantization: the settings, without `None`.
         calibration: the calibration inputs, on the device.
         batch_norms: name -> each batch norm that has running statistics.
+        input_shapes: layer -> shape of what it reads, of one sample, on its first call.
+        input_leaders: layer -> the first layer that reads the very same tensors; itself where no other does.
 
     Raises:
         InputError: a name is no quantizable layer or is never called, two layers share one weight, there is no data, or
@@ -108,6 +110,8 @@ class QuantizedModel:
             name: QuantizedLayer(name, self.module.get_submodule(name), quantization=self.quantization, cache=cache)
             for name in names
         }
+        self.input_shapes: dict[str, torch.Size] = {}
+        self.input_leaders: dict[str, str] = {}
         self._observe()
         self._drop_uncalled(required=layers is not None)
         if self.quantization.batch_norm == "fold":
@@ -206,6 +210,7 @@ class QuantizedModel:
     def _observe(self) -> None:
         """One float pass over the calibration data: what does each layer read, and who reads the same tensor?"""
         readers: dict[int, tuple[weakref.ref[Tensor], QuantizedLayer]] = {}
+        reads: dict[str, list[str]] = {name: [] for name in self._layers}
 
         def hook_for(layer: QuantizedLayer) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -214,7 +219,9 @@ class QuantizedModel:
                 if known is not None and known[0]() is x:
                     known[1].reads_shared = layer.reads_shared = True
                 else:
-                    readers[id(x)] = (weakref.ref(x), layer)
+                    known = readers[id(x)] = (weakref.ref(x), layer)
+                self.input_shapes.setdefault(layer.name, x.shape[1:])
+                reads[layer.name].append(known[1].name)
                 try:
                     layer.seen.update(x)
                 except ValueError as error:
@@ -236,6 +243,9 @@ class QuantizedModel:
         finally:
             for handle in handles:
                 handle.remove()
+        for name, leaders in reads.items():
+            same = len(set(leaders)) == 1 and reads[leaders[0]] == leaders
+            self.input_leaders[name] = leaders[0] if same else name
 
     def _drop_uncalled(self, *, required: bool) -> None:
         uncalled = [name for name, layer in self._layers.items() if not layer.seen.updates]

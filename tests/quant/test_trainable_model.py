@@ -1,0 +1,182 @@
+"""The trainable copy against the quantized model that it trains for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from haq.config import QuantizationConfig
+from haq.errors import InputError
+from haq.quant import QuantizedModel, reestimate_batch_norm
+from haq.quant.training import SCHEMES, TrainableModel
+from haq.types import Policy, Precision
+
+
+class Branches(nn.Module):
+    """Two convolutions that read one tensor, a grouped and a transposed one, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.left = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.left(x) + self.right(x))
+        return self.head(F.relu(self.up(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Branches().eval()
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16, 2, 6, 6, generator=generator), torch.randint(3, (16,), generator=generator)) for _ in range(2)
+    ]
+
+
+def wrapped(model: nn.Module, batches: list[tuple[Tensor, Tensor]], **settings: str | int) -> QuantizedModel:
+    return QuantizedModel(model, calibration=batches, quantization=QuantizationConfig.model_validate(settings))
+
+
+def uniform(model: QuantizedModel, text: str) -> Policy:
+    return Policy.uniform(model.layers, Precision.parse(text))
+
+
+def train(trainable: TrainableModel, batches: list[tuple[Tensor, Tensor]], steps: int = 3) -> list[float]:
+    decayed, others = trainable.parameter_groups()
+    optimizer = torch.optim.SGD([*decayed, *others], 0.05)
+    trainable.module.train()
+    losses = []
+    for step in range(steps):
+        inputs, targets = batches[step % len(batches)]
+        optimizer.zero_grad()
+        loss = F.cross_entropy(trainable(trainable.prepared(inputs)), targets)
+        loss.backward()
+        optimizer.step()
+        trainable.bounded()
+        losses.append(float(loss.detach()))
+    trainable.module.eval()
+    return losses
+
+
+@pytest.mark.parametrize(
+    "text", ["w8a8", "w4a3", "w2a2", "wternaryaternary", "wbinaryabinary", "wfp16abf16", "wfp32a4"]
+)
+@pytest.mark.parametrize(
+    "settings", [{}, {"weight_granularity": "group", "group_size": 5}, {"weight_granularity": "tensor"}], ids=str
+)
+def test_untrained_it_gives_the_quantized_model_s_outputs(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], text: str, settings: dict[str, str | int]
+) -> None:
+    quantized = wrapped(model, batches, **settings)
+    trainable = TrainableModel(model, quantized)
+    policy = uniform(quantized, text)
+    quantized.apply(policy)
+    trainable.apply(policy)
+    inputs = batches[0][0]
+    # Ternary activations train on a step whose half is the threshold.
+    tolerance = 0.3 if "aternary" in text else 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(trainable(trainable.prepared(inputs)), quantized(inputs), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("ternary", ["twn", "ttq"])
+def test_training_lowers_the_loss_leaves_the_float_model_alone_and_is_undone_by_apply(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], scheme: str, ternary: str
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized, scheme=scheme, ternary=ternary)
+    policy = Policy({**uniform(quantized, "w3a4"), "left": Precision.parse("wternarya4")})
+    trainable.apply(policy)
+    first = train(trainable, batches, 30)
+    assert first[-1] < first[0] - 0.02
+    trainable.apply(policy)
+    assert train(trainable, batches, 30) == first
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_parameter_trains_once_and_only_weights_decay(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    trainable.apply(uniform(quantized, "w4a4"))
+    decayed, others = trainable.parameter_groups()
+    F.cross_entropy(trainable(trainable.prepared(batches[0][0])), batches[0][1]).backward()
+    assert all(parameter.grad is not None for parameter in [*decayed, *others])
+    assert sorted(tuple(p.shape) for p in decayed) == sorted(
+        tuple(layer.weight.shape) for layer in quantized.layers.values()
+    )
+    steps_and_zero_d = [p for p in others if p.dim() == 0]
+    assert len(steps_and_zero_d) == 4  # left and right read one tensor
+
+
+def test_layers_that_read_one_tensor_share_its_quantizer_only_in_the_same_format(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    policy = uniform(quantized, "w4a4")
+    counts = []
+    for right in ("w4a4", "w4a8", "w8a4"):
+        trainable.apply(Policy({**policy, "right": Precision.parse(right)}))
+        counts.append(sum(kind == "input" for (kind, _, _), _ in trainable.slots()))
+    assert counts == [4, 5, 4]
+
+
+def test_one_captured_graph_serves_all_integer_policies(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    inputs = trainable.prepared(batches[0][0])
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(trainable.module, backend=counter)
+    for text in ("w8a8", "w4a4", "w2a3", "w5a8"):
+        policy = uniform(quantized, text)
+        trainable.apply(policy)
+        quantized.apply(policy)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(inputs), quantized(batches[0][0]), rtol=0, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+def test_state_goes_on_from_where_training_stopped(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    policy = uniform(quantized, "w3a3")
+    trainable.apply(policy)
+    train(trainable, batches)
+    reestimate_batch_norm(trainable)
+    state, inputs = trainable.state(), trainable.prepared(batches[0][0])
+    with torch.no_grad():
+        expected = trainable(inputs)
+        trainable.apply(policy)
+        assert not torch.equal(trainable(inputs), expected)
+        trainable.apply(policy, start=state)
+        assert torch.equal(trainable(inputs), expected)
+
+
+def test_folded_batch_norm_and_unknown_quantizers_are_refused(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    with pytest.raises(InputError, match=r"batch_norm = 'fold'.*'keep'"):
+        TrainableModel(model, wrapped(model, batches, batch_norm="fold"))
+    with pytest.raises(InputError, match=r"unknown quantizer 'guess'; known: dorefa, lsq"):
+        TrainableModel(model, wrapped(model, batches), scheme="guess")
