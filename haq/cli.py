@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 hardware_app = typer.Typer(help="The devices that have a profile.", no_args_is_help=True)
 app.add_typer(hardware_app, name="hardware")
+cache_app = typer.Typer(help="The measurements kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 _MOST_PRECISIONS = 9
 _PIPE_WIDTH = 160
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -129,15 +131,23 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the experiment>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")] = (
+        False
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
+    options = ["cache.enabled=false"] * no_cache
     with _running() as bars:
         from haq.run import run_experiment
 
         folder, result = run_experiment(
-            _experiment(experiment, overrides), out=out, resume=resume, command=command, reporter=bars
+            _experiment(experiment, [*(overrides or []), *options]),
+            out=out,
+            resume=resume,
+            command=command,
+            reporter=bars,
         )
     if as_json:
         _print_json({"folder": str(folder), **result})
@@ -376,6 +386,30 @@ def hardware_show(
     from haq.hardware import load_profile
 
     _print_json(load_profile(name).to_doc())
+
+
+CacheFolder = Annotated[Path | None, typer.Option(help="Cache folder; default: $HAQ_CACHE_DIR, else the user's.")]
+
+
+@cache_app.command("info")
+def cache_show(folder: CacheFolder = None, as_json: AsJson = False) -> None:
+    """Say where measurements are kept, how many, and how much room they take."""
+    from haq.execute import cache_folder, cache_info
+
+    info = cache_info(folder or cache_folder())
+    if as_json:
+        _print_json({**vars(info), "folder": str(info.folder)})
+        return
+    _print(f"{info.folder}: {info.entries} measurements of {info.contexts} setups, {info.bytes:,} bytes")
+
+
+@cache_app.command("clear")
+def cache_clear(folder: CacheFolder = None) -> None:
+    """Remove all measurements that are kept."""
+    from haq.execute import cache_folder, clear_cache
+
+    info = clear_cache(folder or cache_folder())
+    _print(f"{info.folder}: removed {info.entries} measurements")
 
 
 def _version(show: bool) -> None:

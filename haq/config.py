@@ -131,6 +131,8 @@ class SearchConfig(_Section):
     strategy: str = "ilp"
     max_trials: int = Field(8, ge=1)
     """How many policies to measure; the uniform and greedy baselines come on top."""
+    parallel: int | None = Field(None, ge=1)
+    """How many proposals may be open at once; default: the number of workers. With the seed, fixes what is proposed."""
     options: dict[str, Any] = {}
     """Options of the strategy, e.g. `time_limit`, `gap`."""
 
@@ -146,6 +148,14 @@ class EvaluatorConfig(_Section):
     """`accuracy`, `negative_mse`, or your own `module:function(outputs, targets)` -> mean score, larger is better."""
     loss: str = "cross_entropy"
     """`cross_entropy`, `mse`, or your own `module:function(outputs, targets)` -> scalar tensor."""
+
+
+class CacheConfig(_Section):
+    """Measurements kept between runs; see docs/distributed.md."""
+
+    enabled: bool = True
+    folder: Path | None = None
+    """Relative to the experiment file; default: the user's cache directory. `$HAQ_CACHE_DIR` goes before it."""
 
 
 class ExperimentConfig(_Section):
@@ -164,6 +174,7 @@ class ExperimentConfig(_Section):
     sensitivity: SensitivityConfig = SensitivityConfig()
     search: SearchConfig = SearchConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
+    cache: CacheConfig = CacheConfig()
     objective: str = "sensitivity"
     budgets: dict[str, float | str]
     """Metric -> upper bound: a number in the metric's unit, or `"60%"` of what uniform 8 bit costs."""

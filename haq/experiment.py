@@ -22,6 +22,8 @@ from haq.config import ExperimentConfig, load_experiment, one_line, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
+from haq.evaluate.context import code_version, numerics, source_digest
+from haq.execute import cache_folder
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
 from haq.imports import call_reference, describe, guarded, load_reference
 from haq.problem import Problem
@@ -389,3 +391,29 @@ class Experiment:
         splits = {name: getattr(self.data, name).tensors() for name in ("train", "search", "test")}
         data = {f"{name}.{index}": tensor for name, tensors in splits.items() for index, tensor in enumerate(tensors)}
         return {"model": tensors_hash(self.model.state_dict()), "data": tensors_hash(data)}
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where measurements are kept; `None`: nowhere."""
+        config = self.config.cache
+        if not config.enabled:
+            return None
+        return cache_folder(None if config.folder is None else self.folder / config.folder)
+
+    def measurement_context(self) -> dict[str, Any]:
+        """What a measurement on the search split depends on beside the policy; scores the float model."""
+        config = self.config
+        floating = self.evaluator("search").float_measurement()
+        context: dict[str, Any] = {
+            "model": config.model.model_dump(mode="json"),
+            "hashes": self.hashes,
+            "float": {"score": floating.score, **floating.details},
+            "evaluator": config.evaluator.model_dump(mode="json"),
+            "quantization": self.quantization.model_dump(mode="json"),
+            "layers": list(self.network.layer_names),
+            "sources": source_digest([self.metric, self.loss, *map(type, self.model.modules())]),
+            "code": code_version(),
+            "numerics": numerics(self.quantized.device),
+        }
+        # Nothing is drawn at random without training: runs of several seeds share their measurements.
+        return context if config.evaluator.kind in ("ptq", "bn") else {**context, "seed": config.seed}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pandas as pd
 
 from haq.errors import InfeasibleError, InputError
 from haq.evaluate import LocalExecutor, PTQEvaluator
+from haq.execute import CachingExecutor, MeasurementCache
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
 from haq.problem import Problem
@@ -17,7 +20,8 @@ from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
 from haq.result import policy_document, result_document, trial_row, versions
 from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, run_search, uniform_policies
-from haq.search.journal import Journal, holds_trials
+from haq.search.base import Executor
+from haq.search.journal import Journal, holds_trials, setup_of
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
 from haq.types import Policy, Trial
@@ -92,11 +96,14 @@ def run_experiment(
     with stages("calibrate", "calibrating"):
         for split in ("search", "test"):
             _check_float(experiment.evaluator(split), split)
-    with Journal.open(folder / JOURNAL, _setup(experiment), resume=resume) as journal:
-        return folder, _run(experiment, folder, journal, stages, command=command)
+    parallel = _parallel(experiment, folder / JOURNAL, resume=resume)
+    with Journal.open(folder / JOURNAL, _setup(experiment, parallel), resume=resume) as journal:
+        return folder, _run(experiment, folder, journal, stages, command=command, parallel=parallel)
 
 
-def _run(experiment: Experiment, folder: Path, journal: Journal, stages: Stages, *, command: str) -> dict[str, Any]:
+def _run(
+    experiment: Experiment, folder: Path, journal: Journal, stages: Stages, *, command: str, parallel: int
+) -> dict[str, Any]:
     config, show = experiment.config, stages.reporter
     evaluator = experiment.evaluator("search")
     with stages("sensitivity", f"sensitivity ({config.sensitivity.metric})"):
@@ -109,27 +116,51 @@ def _run(experiment: Experiment, folder: Path, journal: Journal, stages: Stages,
         fixed = _fixed(problem)
     with stages("evaluate", "measuring policies"):
         expected = len(fixed) + config.search.max_trials
+        shown = count(1)
 
         def on_trial(trial: Trial) -> None:
-            show.step(trial.number + 1, max(expected, trial.number + 1))
+            done = next(shown)
+            show.step(done, max(expected, done))
             show.note(_trial_line(trial, problem))
 
-        run_search(
-            problem,
-            strategy,
-            LocalExecutor(evaluator),
-            name=config.search.strategy,
-            max_trials=config.search.max_trials,
-            journal=journal,
-            fixed=fixed,
-            on_trial=on_trial,
-        )
+        with _executor(experiment, evaluator, show) as executor:
+            run_search(
+                problem,
+                strategy,
+                executor,
+                name=config.search.strategy,
+                max_trials=config.search.max_trials,
+                journal=journal,
+                parallel=parallel,
+                fixed=fixed,
+                on_trial=on_trial,
+            )
     with stages("test", "scoring the answer on the test split"):
         result = result_document(experiment, problem, solution, journal.trials, floor=floor)
     with stages("report", "writing the report"):
         result["seconds"], result["command"] = dict(stages.seconds), command
         _write(experiment, folder, result, problem, sensitivity, journal.trials)
     return result
+
+
+@contextmanager
+def _executor(experiment: Experiment, evaluator: PTQEvaluator, show: Reporter) -> Iterator[Executor]:
+    """What the experiment asks for, behind the cache; closed at the end."""
+    executor: Executor = LocalExecutor(evaluator)
+    caching = None
+    if (folder := experiment.cache_folder) is not None:
+        cache = MeasurementCache(folder, experiment.measurement_context(), on_error=show.note)
+        executor = caching = CachingExecutor(executor, cache)
+    with closing(executor):
+        yield executor
+    if caching is not None and caching.hits:
+        show.note(f"{caching.hits} measurements came from the cache in {experiment.cache_folder}")
+
+
+def _parallel(experiment: Experiment, journal: Path, *, resume: bool) -> int:
+    """How many proposals may be open; a resumed run keeps to what it began with, whatever its workers are now."""
+    begun = setup_of(journal).get("parallel") if resume else None
+    return experiment.config.search.parallel or (begun if isinstance(begun, int) and begun > 0 else 1)
 
 
 def _check_float(evaluator: PTQEvaluator, split: str) -> None:
@@ -169,10 +200,11 @@ def _solved(experiment: Experiment, problem: Problem) -> Solution:
     )
 
 
-def _setup(experiment: Experiment) -> dict[str, Any]:
+def _setup(experiment: Experiment, parallel: int) -> dict[str, Any]:
     """What the trials of a run depend on."""
     return {
-        "config": experiment.config.model_dump(mode="json", exclude={"threads"}),
+        "config": experiment.config.model_dump(mode="json", exclude={"threads", "cache"}),
+        "parallel": parallel,
         "hashes": experiment.hashes,
         "profile": experiment.profile.digest,
         "haq": versions()["haq"],

@@ -1,7 +1,7 @@
 """Evaluators: a policy in, a `Measurement` out. To add a metric or a loss: one function and one line in `base.py`."""
 
 from haq.evaluate.base import LOSSES, METRICS, Evaluator
-from haq.evaluate.executor import LocalExecutor
 from haq.evaluate.ptq import PTQEvaluator
+from haq.execute import LocalExecutor
 
 __all__ = ["LOSSES", "METRICS", "Evaluator", "LocalExecutor", "PTQEvaluator"]

@@ -226,7 +226,7 @@ def _trials(file: Path) -> tuple[Trial, ...]:
             if number == len(lines):  # a run that was killed leaves a torn last line, without its newline
                 break
             raise InputError(f"{file}: line {number} is no trial: {error!r}; the file is damaged") from error
-    return tuple(trials)
+    return tuple(sorted(trials, key=lambda trial: trial.number))  # several at a time are written as they are done
 
 
 def load_sensitivities(file: Path) -> dict[tuple[str, str], dict[str, float]]:

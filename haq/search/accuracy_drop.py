@@ -40,6 +40,7 @@ class AccuracyDropSearch(SearchStrategy):
         self._problem, self._floor = problem, floor
         self._gap, self._time_limit, self._solver = gap, time_limit, solver
         self._scores: dict[str, float] = {}
+        self._open: set[str] = set()
         self._solved: dict[float, Policy | None] = {}
         self._low, self._high = self._range()
 
@@ -67,12 +68,17 @@ class AccuracyDropSearch(SearchStrategy):
         return self._solved[loss]
 
     def suggest(self, count: int) -> list[Policy]:
-        """The cheapest policy at the next predicted loss; nothing when the bracket holds no other policy."""
+        """The cheapest policy at the next predicted loss; nothing when the bracket holds no other policy.
+
+        Nothing either while that policy is being measured: the next one depends on it.
+        """
         low, high, loss = self._low, self._high, self._high
         while True:
             policy = self._cheapest(loss)
             if policy is not None and policy.key not in self._scores:
-                return [policy]
+                new = policy.key not in self._open
+                self._open.add(policy.key)
+                return [policy] if new else []
             if policy is None or self._scores[policy.key] >= self._floor:
                 low = loss
             else:

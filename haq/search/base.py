@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Annotated, Any, Literal, Protocol, get_type_hints
@@ -24,11 +25,15 @@ class SearchStrategy(ABC):
 
     Built as `Strategy(problem, *, seed, **options)`. The loop calls `suggest` and `update` in turn, and `update` alone
     with the journal's trials when a run resumes; a strategy that got the same updates makes the same next suggestion.
+    With several proposals open at once, each is told in the order of proposal, and a resumed run repeats all calls.
     """
 
     @abstractmethod
     def suggest(self, count: int) -> list[Policy]:
-        """Up to `count` new policies, valid and within budget; an empty list ends the search."""
+        """Up to `count` new policies, valid and within budget; an empty list ends the search.
+
+        While earlier proposals are open, an empty list only means: not before they are measured.
+        """
 
     @abstractmethod
     def update(self, trials: Sequence[Trial]) -> None:
@@ -66,7 +71,13 @@ class Executor(Protocol):
         """Start evaluating `policy`, or queue it."""
 
     def next_completed(self) -> tuple[Policy, Measurement]:
-        """Wait for one submitted policy; each is returned once."""
+        """Wait for one submitted policy; each is returned once, in any order."""
+
+    def finished(self) -> list[tuple[Policy, Measurement]]:
+        """What is done by now and was not returned yet, without waiting: asked when a search is interrupted."""
+
+    def close(self) -> None:
+        """Stop what still runs, and let go of workers."""
 
 
 class Priced(Protocol):
@@ -87,10 +98,16 @@ def run_search(
     name: str,
     max_trials: int,
     journal: Journal,
+    parallel: int | None = None,
     fixed: Iterable[tuple[str, Policy]] = (),
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Measure the `fixed` policies, then up to `max_trials` that the strategy proposes.
+    """Measure the `fixed` policies, and up to `max_trials` that the strategy proposes.
+
+    At most `parallel` proposals are open at once. The strategy learns of them one by one in the order in which it
+    made them, whichever is measured first, and may propose another after each: what it proposes depends on `parallel`
+    and on scores, never on the time an evaluation takes or on who does it. The journal has each trial as soon as it is
+    measured, under the number of its proposal.
 
     Trials that stand in the journal are replayed, not measured again; a policy measured before under another source
     keeps its measurement.
@@ -102,60 +119,108 @@ def run_search(
         name: the strategy's, as the `source` of its trials.
         max_trials: how many proposals to measure; replayed ones count.
         journal: new, or resumed.
+        parallel: how many proposals may be open; default: what the executor evaluates at once. The same on resume.
         fixed: `(source, policy)` measured first, whatever the strategy does: baselines. The same ones on resume.
         on_trial: called with each trial, replayed ones too.
 
     Returns:
         All trials in order.
     """
-    measured: dict[str, Measurement] = {}
-
-    def record(source: str, policy: Policy, measurement: Measurement) -> Trial:
-        trial = Trial(len(journal.trials), source, policy, problem.costs(policy), measurement)
-        journal.append(trial)
-        return _seen(trial)
-
-    def _seen(trial: Trial) -> Trial:
-        measured[trial.policy.key] = trial.measurement
-        on_trial(trial)
-        return trial
-
-    for trial in journal.trials:
-        _seen(trial)
-    baselines = dict.fromkeys(fixed)
-    done = {(trial.source, trial.policy) for trial in journal.trials}
-    _measure(executor, [pair for pair in baselines if pair not in done], measured, record)
-    # Not told by their source: the strategy's name may be a baseline's.
-    own = journal.trials[len(baselines) :]
-    strategy.update(own)
-    while len(own) < max_trials:
-        proposed = strategy.suggest(min(executor.capacity, max_trials - len(own)))
-        if not proposed:
-            break
-        for policy in proposed:
-            if excess := problem.violation(policy):
-                raise RuntimeError(f"strategy {name} proposed a policy over budget: {excess}; this is a bug in it")
-        new = _measure(executor, [(name, policy) for policy in proposed], measured, record)
-        strategy.update(new)
-        own += new
+    desk = _Desk(problem, executor, journal, on_trial)
+    try:
+        for source, policy in dict.fromkeys(fixed):
+            desk.submit(source, policy)
+        _search(problem, strategy, desk, name=name, max_trials=max_trials, parallel=parallel or executor.capacity)
+        while desk.waiting:
+            desk.wait()
+    except KeyboardInterrupt:
+        desk.collect()
+        raise
     return journal.trials
 
 
-def _measure(
-    executor: Executor,
-    wanted: Sequence[tuple[str, Policy]],
-    measured: Mapping[str, Measurement],
-    record: Callable[[str, Policy, Measurement], Trial],
-) -> list[Trial]:
-    """Trials of the `wanted` policies, in their order; each policy is evaluated at most once."""
-    trials = [record(source, policy, measured[policy.key]) for source, policy in wanted if policy.key in measured]
-    open_: dict[str, list[tuple[str, Policy]]] = {}
-    for source, policy in wanted:
-        if policy.key not in measured:
-            open_.setdefault(policy.key, []).append((source, policy))
-    for sources in open_.values():
-        executor.submit(sources[0][1])
-    for _ in range(len(open_)):
-        policy, measurement = executor.next_completed()
-        trials += [record(source, policy, measurement) for source, _ in open_.pop(policy.key)]
-    return sorted(trials, key=lambda trial: trial.number)
+def _search(
+    problem: Priced, strategy: SearchStrategy, desk: _Desk, *, name: str, max_trials: int, parallel: int
+) -> None:
+    made = 0
+    if parallel == 1:  # One at a time, the trials alone bring a strategy to where it was.
+        replayed = desk.replay()
+        made = len(replayed)
+        strategy.update(replayed)
+    open_: deque[int] = deque()
+    while True:
+        free = min(parallel - len(open_), max_trials - made)
+        proposed = strategy.suggest(free) if free > 0 else []
+        for policy in proposed:
+            if excess := problem.violation(policy):
+                raise RuntimeError(f"strategy {name} proposed a policy over budget: {excess}; this is a bug in it")
+        open_ += [desk.submit(name, policy) for policy in proposed]
+        made += len(proposed)
+        if not open_:
+            return
+        strategy.update([desk.trial(open_.popleft())])
+
+
+class _Desk:
+    """Numbers the proposals, has each policy evaluated once, and journals what comes back."""
+
+    def __init__(
+        self, problem: Priced, executor: Executor, journal: Journal, on_trial: Callable[[Trial], None]
+    ) -> None:
+        self.waiting: dict[str, list[tuple[int, str, Policy]]] = {}
+        self._problem, self._executor, self._journal, self._on_trial = problem, executor, journal, on_trial
+        self._next = 0
+        self._done: dict[int, Trial] = {}
+        self._measured: dict[str, Measurement] = {}
+        for trial in journal.trials:
+            self._know(trial)
+
+    def submit(self, source: str, policy: Policy) -> int:
+        """The number of a new proposal. One that stands in the journal counts as it stands there."""
+        number, self._next = self._next, self._next + 1
+        if number in self._done:
+            return number
+        if policy.key in self._measured:
+            self._record(number, source, policy, self._measured[policy.key])
+            return number
+        if policy.key not in self.waiting:
+            self._executor.submit(policy)
+        self.waiting.setdefault(policy.key, []).append((number, source, policy))
+        return number
+
+    def replay(self) -> list[Trial]:
+        """The trials that the journal has from the next number on, without a gap; they need no proposal."""
+        trials = []
+        while self._next in self._done:
+            trials.append(self._done[self._next])
+            self._next += 1
+        return trials
+
+    def trial(self, number: int) -> Trial:
+        """The trial of a proposal, waiting for it where needed."""
+        while number not in self._done:
+            self.wait()
+        return self._done[number]
+
+    def wait(self) -> None:
+        """Wait for any one evaluation."""
+        self._take(*self._executor.next_completed())
+
+    def collect(self) -> None:
+        """Journal what is measured already."""
+        for policy, measurement in self._executor.finished():
+            self._take(policy, measurement)
+
+    def _take(self, policy: Policy, measurement: Measurement) -> None:
+        for number, source, wanted in self.waiting.pop(policy.key):
+            self._record(number, source, wanted, measurement)
+
+    def _record(self, number: int, source: str, policy: Policy, measurement: Measurement) -> None:
+        trial = Trial(number, source, policy, self._problem.costs(policy), measurement)
+        self._journal.append(trial)
+        self._know(trial)
+
+    def _know(self, trial: Trial) -> None:
+        self._done[trial.number] = trial
+        self._measured[trial.policy.key] = trial.measurement
+        self._on_trial(trial)

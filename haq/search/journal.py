@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -36,19 +37,33 @@ def holds_trials(path: Path) -> bool:
     return path.is_file() and path.read_bytes().count(b"\n") > 1
 
 
+def setup_of(path: Path) -> dict[str, Any]:
+    """The setup in a journal's first line; empty where there is no whole one."""
+    try:
+        with path.open("rb") as stream:
+            setup = json.loads(stream.readline())["setup"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return setup if isinstance(setup, dict) else {}
+
+
 class Journal:
     """The trials of one run, on disk and in memory. Only one process at a time has a journal open.
 
     The first line holds the setup; each further line one trial. A last line without its newline was torn by a kill:
     it is cut off when the run resumes. Close it, or use it in a `with` block.
 
-    Attributes:
-        trials: in order.
+    Trials are written as they are measured, which is not the order of their numbers when several are at a time.
     """
 
     def __init__(self, path: Path, stream: BinaryIO, trials: list[Trial]) -> None:
-        self.trials = trials
+        self._trials = list(trials)
         self._path, self._stream = path, stream
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials, by number."""
+        return sorted(self._trials, key=lambda trial: trial.number)
 
     @classmethod
     def open(cls, path: Path, setup: Mapping[str, Any], *, resume: bool) -> Journal:
@@ -101,14 +116,18 @@ class Journal:
             InputError: the disk does not take it.
         """
         self._write(finite(trial.to_doc()))
-        self.trials.append(trial)
+        self._trials.append(trial)
 
     def _write(self, document: Mapping[str, Any]) -> None:
-        line = json.dumps(document, default=str) + "\n"
+        line = (json.dumps(document, default=str) + "\n").encode()
+        whole = os.fstat(self._stream.fileno()).st_size
         try:
-            self._stream.write(line.encode())
+            while line:  # a disk that fills up takes a part
+                line = line[self._stream.write(line) :]
             os.fsync(self._stream.fileno())
         except OSError as error:
+            with suppress(OSError):
+                self._stream.truncate(whole)
             raise InputError(f"{self._path}: cannot be written: {error.strerror}; free space and --resume") from error
 
     def close(self) -> None:
@@ -157,6 +176,6 @@ def _parse(path: Path, content: bytes, setup: Mapping[str, Any]) -> list[Trial]:
     if changed:
         listed = "; ".join(changed[:_SHOWN_CHANGES])
         raise InputError(f"{path}: cannot resume, the setup changed: {listed}; undo that or name another --out")
-    if [trial.number for trial in trials] != list(range(len(trials))):
-        raise InputError(f"{path}: trials are missing or stand twice; start anew in another --out")
+    if len({trial.number for trial in trials}) != len(trials):
+        raise InputError(f"{path}: trials stand twice; start anew in another --out")
     return trials

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import random
+import subprocess
+import sys
 
 import pytest
 
@@ -18,13 +21,16 @@ class Listed(SearchStrategy):
     """Proposes the listed policies in order, whatever it learns; remembers what it was told."""
 
     def __init__(self):
-        self.told = []
+        self.told, self.seen = [], set()
 
     def suggest(self, count):
-        return [policy for policy in POLICIES if policy.key not in {t.policy.key for t in self.told}][:count]
+        new = [policy for policy in POLICIES if policy.key not in self.seen][:count]
+        self.seen |= {policy.key for policy in new}
+        return new
 
     def update(self, trials):
         self.told += trials
+        self.seen |= {trial.policy.key for trial in trials}
 
 
 class Options(Listed):
@@ -84,6 +90,9 @@ class Counting:
         policy = self.waiting.pop()
         self.evaluated.append(policy.key)
         return policy, Measurement(float(policy["a"].weight.bits), "ptq")
+
+    def finished(self):
+        return []
 
 
 def search(journal, executor, *, strategy=None, max_trials=5, **options):
@@ -230,3 +239,109 @@ def test_a_journal_torn_in_its_first_line_starts_anew(tmp_path):
     path.write_text('{"schema_ver')
     assert Journal.resume(path, {"seed": 1}).trials == []
     assert len(lines(path)) == 1
+
+
+def test_lines_in_any_order_are_read_by_number(tmp_path):
+    path = begun(tmp_path / "trials.jsonl", {}, trials=3)
+    header, *trials = lines(path)
+    path.write_text("\n".join([header, *reversed(trials)]) + "\n")
+    with Journal.resume(path, {}) as journal:
+        assert [trial.number for trial in journal.trials] == [0, 1, 2]
+
+
+class Shuffled(Counting):
+    """Several at once, done in an order that a seed decides; dies after some."""
+
+    def __init__(self, seed, **options):
+        super().__init__(**options)
+        self.rng = random.Random(seed)
+
+    def next_completed(self):
+        self.rng.shuffle(self.waiting)
+        return super().next_completed()
+
+
+class Learning(Listed):
+    """What it proposes depends on all it was told, in order, and on what it has proposed."""
+
+    def suggest(self, count):
+        new = []
+        for _ in range(count):
+            number = hash((tuple(t.measurement.score for t in self.told), len(self.seen)))
+            left = [policy for policy in MANY if policy.key not in self.seen]
+            new.append(left[number % len(left)])
+            self.seen.add(new[-1].key)
+        return new
+
+
+MANY = [
+    Policy({"a": Precision.parse(f"w{weight}a8"), "b": Precision.parse(f"w{other}a8")})
+    for weight in range(2, 9)
+    for other in range(2, 9)
+]
+
+
+def learned(journal, executor, parallel=3):
+    return search(journal, executor, strategy=Learning(), max_trials=12, parallel=parallel, fixed=[("u", MANY[0])])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_completion_changes_nothing(tmp_path, seed):
+    in_order = learned(Journal.create(tmp_path / "first.jsonl", {}), Counting(1))
+    shuffled = learned(Journal.create(tmp_path / "second.jsonl", {}), Shuffled(seed, capacity=4))
+    assert [trial.to_doc() for trial in shuffled] == [trial.to_doc() for trial in in_order]
+    assert sorted(lines(tmp_path / "first.jsonl")) == sorted(lines(tmp_path / "second.jsonl"))
+
+
+@pytest.mark.parametrize("killed_after", range(13))
+def test_a_run_of_several_at_once_resumes_to_the_same_trials(tmp_path, killed_after):
+    whole = learned(Journal.create(tmp_path / "whole.jsonl", {}), Counting(1))
+    path = tmp_path / "trials.jsonl"
+    first, second = Shuffled(1, capacity=3, fail_after=killed_after), Shuffled(2, capacity=2)
+    with pytest.raises(KeyboardInterrupt), Journal.create(path, {}) as journal:
+        learned(journal, first)
+    with Journal.resume(path, {}) as journal:
+        assert [trial.to_doc() for trial in learned(journal, second)] == [trial.to_doc() for trial in whole]
+    assert len(first.evaluated) + len(second.evaluated) == len({*first.evaluated, *second.evaluated}) == len(whole)
+
+
+def test_an_interrupted_search_keeps_what_is_done(tmp_path):
+    class Interrupted(Counting):
+        def finished(self):
+            return [Counting.next_completed(self) for _ in range(2)]
+
+        def next_completed(self):
+            raise KeyboardInterrupt
+
+    with Journal.create(tmp_path / "trials.jsonl", {}) as journal:
+        with pytest.raises(KeyboardInterrupt):
+            learned(journal, Interrupted(3))
+        assert len(journal.trials) == 2
+
+
+def test_a_journal_cut_anywhere_is_recovered(tmp_path):
+    whole = search(Journal.create(tmp_path / "whole.jsonl", {"seed": 0}), Shuffled(3), max_trials=3, parallel=2)
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    path = tmp_path / "trials.jsonl"
+    for length in range(0, len(content), 31):
+        path.write_bytes(content[:length])
+        with Journal.resume(path, {"seed": 0}) as journal:
+            again = search(journal, Counting(), max_trials=3, parallel=2)
+        assert [trial.to_doc() for trial in again] == [trial.to_doc() for trial in whole]
+
+
+def test_a_disk_that_takes_half_a_line_leaves_whole_lines_only(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = begun(tmp_path / "trials.jsonl", {}, trials=2)
+    whole = path.read_bytes()
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from haq.search.journal import Journal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(whole) + 40}, {len(whole) + 40}))\n"
+        "journal = Journal.resume(Path(sys.argv[1]), {}); trial = journal.trials[0]\n"
+        "journal.append(type(trial)(9, 'more', trial.policy, trial.costs, trial.measurement))\n"
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "trials.jsonl: cannot be written: File too large" in done.stderr
+    assert path.read_bytes() == whole

@@ -1,17 +1,18 @@
-"""Who runs the evaluations: here one after the other."""
+"""Evaluations in this process, one after the other."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
-from haq.evaluate.base import Evaluator
+from haq.execute.outcome import outcome
 from haq.types import Measurement, Policy
 
 
 class LocalExecutor:
     """Evaluates in this process, one policy at a time, in the order of submission."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Callable[[Policy], Measurement]) -> None:
         self._evaluator = evaluator
         self._waiting: deque[Policy] = deque()
 
@@ -31,4 +32,11 @@ class LocalExecutor:
         if not self._waiting:
             raise ValueError("no policy is waiting; submit one first")
         policy = self._waiting.popleft()
-        return policy, self._evaluator(policy)
+        return policy, outcome(self._evaluator, policy)
+
+    def finished(self) -> list[tuple[Policy, Measurement]]:
+        """Nothing: a policy is evaluated when it is waited for."""
+        return []
+
+    def close(self) -> None:
+        """Nothing is held."""
