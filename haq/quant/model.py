@@ -292,8 +292,6 @@ def _check_no_twins(module: nn.Module, names: Iterable[str]) -> None:
             raise InputError(
                 f"layer {name!r}: its weight is also that of {', '.join(twins)}; call one module several times "
                 "instead, or give each a weight of its own"
-                f"layer {name!r}: its weight is also that of {', '.join(twins)}; call one module several times, "
-                "or give each a weight of its own"
             )
 
 
