@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from haq.bench.statistics import smaller
 from haq.problem import Problem
 from haq.search import STRATEGIES
 from haq.search.base import SearchStrategy
@@ -107,18 +107,6 @@ def regrets(name: str, options: dict[str, Any], *, seeds: int, evaluations: int)
         best = np.maximum.accumulate(found + [found[-1]] * (evaluations - len(found)))
         rows.append([toy.regret(score) for score in best])
     return np.array(rows)
-
-
-def smaller(first: np.ndarray, second: np.ndarray) -> float:
-    """p-value of the Mann-Whitney test that `first` is not stochastically smaller than `second`."""
-    values = np.concatenate([first, second])
-    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[group]
-    n, m, total = len(first), len(second), len(values)
-    statistic = rank[:n].sum() - n * (n + 1) / 2
-    ties = (count**3 - count).sum() / (total * (total - 1))
-    deviation = math.sqrt(n * m / 12 * (total + 1 - ties))
-    return 0.5 * math.erfc((n * m / 2 - statistic - 0.5) / deviation / math.sqrt(2)) if deviation else 1.0
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ hardware_app = typer.Typer(help="The devices that have a profile.", no_args_is_h
 app.add_typer(hardware_app, name="hardware")
 cache_app = typer.Typer(help="The measurements kept between runs.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+bench_app = typer.Typer(help="Benchmarks whose answer is known.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 _MOST_PRECISIONS = 9
 _PIPE_WIDTH = 160
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -410,6 +412,68 @@ def cache_clear(folder: CacheFolder = None) -> None:
 
     info = clear_cache(folder or cache_folder())
     _print(f"{info.folder}: removed {info.entries} measurements")
+
+
+@bench_app.command("regret")
+def bench_regret(
+    tables: Annotated[
+        list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Ground truths (JSON); default: all shipped.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for table, curves and plots.")] = Path("runs/regret"),
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", metavar="NAME[:OPTION=VALUE,...]", help="Strategy to run; may be repeated."),
+    ] = None,
+    shares: Annotated[
+        list[float] | None,
+        typer.Option("--share", help="Budget as the part of all policies within it; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 20,
+    evaluations: Annotated[int, typer.Option(min=1)] = 100,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Metric that is budgeted; may be repeated. Default: bops and size_bytes."),
+    ] = None,
+    score: Annotated[str, typer.Option(help="What is searched for: the table's `metric`, or the least `loss`.")] = (
+        "metric"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Regret of strategies against the number of evaluations, on tables that hold every policy of a network."""
+    with _running() as bars:
+        from haq.bench.command import bench_regret as run_bench
+
+        bars.stage("running strategies")
+        document = run_bench(
+            tables or [],
+            strategies or [],
+            out=out,
+            seeds=seeds,
+            evaluations=evaluations,
+            shares=shares or [],
+            metrics=metrics or [],
+            score=score,
+            progress=bars.step,
+        )
+    if as_json:
+        _print_json(document)
+        return
+    for about in dict.fromkeys(document["about"].values()):
+        _print(about)
+    for table in document["about"]:
+        _print(_regrets([row for row in document["overall"] if row["table"] == table], title=table))
+    _print(f"table: {out / 'regret.csv'}")
+
+
+def _regrets(rows: list[dict[str, Any]], *, title: str) -> Table:
+    keys = list(dict.fromkeys((row["split"], row["evaluations"]) for row in rows))
+    table = _table("regret at", *(f"{split} {count}" for split, count in keys), "p", title=title)
+    for name in dict.fromkeys(row["strategy"] for row in rows):
+        own = {(row["split"], row["evaluations"]): row for row in rows if row["strategy"] == name}
+        cells = [f"{own[k]['median']:.2f} [{own[k]['quartile_1']:.2f}, {own[k]['quartile_3']:.2f}]" for k in keys]
+        p = own[("search", keys[-1][1])].get("p_against_random")
+        table.add_row(name, *cells, "" if p is None else f"{p:.1g}")
+    return table
 
 
 def _version(show: bool) -> None:

@@ -1,0 +1,145 @@
+"""Ground truths and regret: numbers against brute force on the shipped table, and files on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from haq.bench import load_ground_truth
+from haq.bench.command import bench_regret, contender
+from haq.bench.regret import Contender, cases, run, search
+from haq.bench.statistics import smaller
+from haq.bench.summary import overall
+from haq.errors import InputError
+from haq.experiment import Experiment
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "ground_truth"
+TABLES = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return load_ground_truth(FOLDER / "digits_cnn_ptq.json")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_holds_what_the_evaluator_measures(path):
+    truth = load_ground_truth(path)
+    experiment = Experiment.load(path.with_suffix(".toml"))
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        policy = truth.problem.policy(rng.integers(truth.problem.tables.sizes))
+        for split in ("search", "test"):
+            got, expected = truth.measure(policy, split), experiment.evaluator(split)(policy)
+            assert got.score == pytest.approx(expected.score, abs=0.3)  # one image may flip on another machine
+            assert got.details["loss"] == pytest.approx(expected.details["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_is_small_and_complete(path):
+    truth = load_ground_truth(path)
+    assert path.stat().st_size + path.with_suffix(".npz").stat().st_size < 500_000
+    assert truth.scores["search"].size == len(truth.assignments) >= 4096
+    assert all(np.isfinite(values).all() for values in (*truth.scores.values(), *truth.losses.values()))
+
+
+def test_regret_is_zero_exactly_when_the_best_policy_within_budget_was_measured(truth):
+    (case,) = cases(truth, [0.01], metric="size_bytes", score="loss")
+    problem = case.problem()
+    best = min(
+        truth.losses["search"][choice]
+        for choice in itertools.product(range(4), repeat=7)
+        if not problem.violation(problem.policy(choice))
+    )
+    assert case.best("search") == -best
+    curves = search(Contender("ilp", "ilp", {}), case, seed=0, evaluations=60)["search"]
+    assert (np.diff(curves) <= 0).all()
+    everything = search(Contender("random", "random", {}), case, seed=0, evaluations=int(case.within.sum()))
+    assert everything["search"][-1] == 0.0
+
+
+def test_the_share_of_policies_within_budget_is_the_one_asked_for(truth):
+    for case in cases(truth, [0.02, 0.5, 1.0], metric="energy_mj"):
+        assert case.within.mean() == pytest.approx(case.share, abs=0.01)
+
+
+def test_regret_on_the_test_split_is_that_of_the_policy_chosen_on_the_search_split(truth):
+    (case,) = cases(truth, [0.3], metric="bops")
+    problem = case.problem("fisher")
+    curve = search(Contender("ilp", "ilp", {}, "fisher"), case, seed=0, evaluations=1)
+    listed = truth.assignments[problem.within(truth.assignments)]
+    first = tuple(listed[problem.tables.total("sensitivity", listed).argmin()])
+    assert curve["test"][0] == pytest.approx(truth.scores["test"][case.within].max() - truth.scores["test"][first])
+
+
+def test_p_values_separate_what_differs_and_only_that(truth):
+    rng = np.random.default_rng(0)
+    low, high = rng.random(20), rng.random(20) + 0.8
+    assert smaller(low, high) < 1e-4 < 0.3 < smaller(low, low.copy()) < 0.7
+    over = cases(truth, [0.2], metric="size_bytes", score="loss")
+    both = [Contender("random", "random", {}), Contender("ilp", "ilp", {})]
+    rows = overall(run(both, over, seeds=8, evaluations=10), evaluations=10)
+    (row,) = [row for row in rows if row.get("p_against_random") is not None and row["split"] == "search"]
+    assert row["strategy"] == "ilp"
+    assert row["p_against_random"] < 0.01
+
+
+def test_the_command_writes_table_curves_and_plot(tmp_path):
+    document = bench_regret(
+        [FOLDER / "digits_cnn_ptq.json"],
+        ["random", "ilp:sensitivity=fisher"],
+        out=tmp_path,
+        seeds=2,
+        evaluations=6,
+        shares=[0.1],
+        metrics=["bops"],
+        score="metric",
+    )
+    assert json.loads((tmp_path / "regret.json").read_text()) == json.loads(json.dumps(document))
+    assert "search split" in document["about"]["digits_cnn_ptq"]
+    assert len(json.loads((tmp_path / "curves.json").read_text())[0]["regret"]["test"]) == 2
+    assert (tmp_path / "regret.csv").read_text().count("\n") == 1 + 2 * 2 * 3
+    with Image.open(tmp_path / "digits_cnn_ptq.png") as image:
+        assert image.width > 500
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hill_climbing", "unknown strategy"),
+        ("random:speed=3", "no option"),
+        ("evolutionary:population", "option=value"),
+    ],
+)
+def test_a_wrong_strategy_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        contender(text)
+
+
+def test_wrong_metrics_shares_and_files_are_refused(truth, tmp_path):
+    with pytest.raises(InputError, match="not priced"):
+        cases(truth, [0.1], metric="latency")
+    with pytest.raises(InputError, match="at most 1"):
+        cases(truth, [1.1], metric="bops")
+    with pytest.raises(InputError, match="no sensitivities by"):
+        truth.with_metric("magic")
+    copy = tmp_path / "copy.json"
+    copy.write_bytes((FOLDER / "digits_cnn_ptq.json").read_bytes())
+    with pytest.raises(InputError, match=r"copy.npz: no such file"):
+        load_ground_truth(copy)
+    np.savez(tmp_path / "copy.npz", score_search=np.zeros(3))
+    with pytest.raises(InputError, match="score_search is"):
+        load_ground_truth(copy)
+
+
+def test_a_table_survives_the_round_trip(truth, tmp_path):
+    truth.save(tmp_path / "again.json")
+    again = load_ground_truth(tmp_path / "again.json")
+    assert again.problem.signature == truth.problem.signature
+    assert all(np.array_equal(again.losses[split], truth.losses[split]) for split in truth.losses)
+    assert again.sensitivities == truth.sensitivities
