@@ -42,8 +42,8 @@ def summary(curves: Sequence[Curves], *, evaluations: int) -> list[dict[str, Any
 def overall(curves: Sequence[Curves], *, evaluations: int) -> list[dict[str, Any]]:
     """One row per table, strategy, split and number of evaluations: the regret over seeds and budgets.
 
-    The p-value against random search compares, at the last number of evaluations, each seed's mean regret over budgets by a one-sided
-    Mann-Whitney test; none where random search does not take part.
+    The p-value against random search compares each seed's mean regret over budgets at the last number of evaluations,
+    by a one-sided Mann-Whitney test; none where random search does not take part.
     """
     result = []
     for table in dict.fromkeys(curve.case.truth.name for curve in curves):
