@@ -142,19 +142,17 @@ def search(
     command = shlex.join(["haq", *sys.argv[1:]])
     options = ["cache.enabled=false"] * no_cache
     with _running() as bars:
+        from haq.front import points, run_front
         from haq.run import run_experiment
 
-        folder, result = run_experiment(
-            _experiment(experiment, [*(overrides or []), *options]),
-            out=out,
-            resume=resume,
-            command=command,
-            reporter=bars,
-        )
+        pieces = _experiment(experiment, [*(overrides or []), *options])
+        several = len(points(pieces.config)) > 1
+        run = run_front if several else run_experiment
+        folder, result = run(pieces, out=out, resume=resume, command=command, reporter=bars)
     if as_json:
         _print_json({"folder": str(folder), **result})
         return
-    _show_result(folder, result)
+    (_show_front if several else _show_result)(folder, result)
 
 
 def _show_result(folder: Path, result: dict[str, Any]) -> None:
@@ -175,6 +173,27 @@ def _show_result(folder: Path, result: dict[str, Any]) -> None:
     warnings = (f"warning: {warning}" for warning in result["warnings"])
     files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
     _print(table, bits, result["verdict"], *warnings, files)
+
+
+def _show_front(folder: Path, document: dict[str, Any]) -> None:
+    found = [entry for entry in document["points"] if entry["costs"]]
+    metrics = list(dict.fromkeys(metric for entry in found for metric in entry["costs"]))
+    table = _table("", "test score", "search score", *metrics, title=document["name"])
+    for entry in document["points"]:
+        if not entry["costs"]:
+            table.add_row(entry["point"], "infeasible")
+            continue
+        same = f" = {entry['same_policy_as']}" if entry["same_policy_as"] else ""
+        costs = (_number(entry["costs"].get(metric)) for metric in metrics)
+        table.add_row(entry["point"] + same, _number(entry["test_score"]), _number(entry["search_score"]), *costs)
+    metrics = [metric for metric in metrics if metric != "sensitivity"]
+    transfer = _table("policy of", "on", *metrics, title="what it costs on the other devices")
+    for row in document["transfer"]:
+        costs = (_number((row["costs"] or {}).get(metric)) for metric in metrics)
+        transfer.add_row(row["policy_of"], row["device"], *costs)
+    table.columns[0].no_wrap = transfer.columns[0].no_wrap = True
+    _print(table, *([transfer] if document["transfer"] else []))
+    _print(f"float test score {_number(document['float_test_score'])}; policies: {folder / 'policies'}")
 
 
 @app.command()

@@ -16,6 +16,8 @@ from haq.types import METRICS, Format, Precision
 
 Reference = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """`module:function`, importable from the working directory or the folder of the experiment file."""
+Bound = float | str | tuple[float | str, ...]
+"""Of a budget: a number in the metric's unit, a percentage of uniform 8 bit, or several of them."""
 BUDGET_KEYS = (*METRICS, "average_weight_bits", "sensitivity", "accuracy_drop")
 
 
@@ -51,8 +53,18 @@ class DataConfig(_NameOrFactory):
 class DeviceConfig(_Section):
     """The target device."""
 
-    profile: str
-    """Name of a file in `hardware_profiles/` (without `.toml`), or the path of one."""
+    profile: str | tuple[str, ...]
+    """Name of a file in `hardware_profiles/` (without `.toml`), or the path of one; a list: one run for each."""
+
+    @field_validator("profile")
+    @classmethod
+    def _some(cls, profile: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (profile,) if isinstance(profile, str) else profile
+        if not all(names) or not names:
+            raise ValueError("name a device, for example riscv_xpulpnn")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{', '.join(names)}: a device stands twice in the list")
+        return profile
 
 
 class SpaceConfig(_Section):
@@ -176,8 +188,9 @@ class ExperimentConfig(_Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     cache: CacheConfig = CacheConfig()
     objective: str = "sensitivity"
-    budgets: dict[str, float | str]
-    """Metric -> upper bound: a number in the metric's unit, or `"60%"` of what uniform 8 bit costs."""
+    budgets: dict[str, Bound]
+    """Metric -> upper bound: a number in the metric's unit, or `"60%"` of what uniform 8 bit costs; a list of them for
+    one metric: one run for each, a front."""
 
     @field_validator("objective")
     @classmethod
@@ -197,11 +210,21 @@ class ExperimentConfig(_Section):
         for key, value in budgets.items():
             if key not in BUDGET_KEYS:
                 raise ValueError(f"unknown budget {key!r}; known: {', '.join(BUDGET_KEYS)}")
-            if not 0 < _number(value) < math.inf:
-                raise ValueError(
-                    f'{key} = {value!r}: a budget is a number above 0, or a percentage of uniform 8 bit such as "60%"'
-                )
-        return budgets
+            _check_bounds(key, value)
+        if sum(isinstance(value, list) for value in budgets.values()) > 1:
+            raise ValueError("only one budget may list several bounds")
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in budgets.items()}
+
+
+def _check_bounds(key: str, value: Any) -> None:
+    bounds = value if isinstance(value, list) else [value]
+    if not bounds or len({str(bound) for bound in bounds}) != len(bounds):
+        raise ValueError(f"{key} = {value!r}: list each bound once")
+    for bound in bounds:
+        if not 0 < _number(bound) < math.inf:
+            raise ValueError(
+                f'{key} = {bound!r}: a budget is a number above 0, or a percentage of uniform 8 bit such as "60%"'
+            )
 
 
 def _number(value: Any) -> float:

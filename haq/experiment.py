@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from haq.config import ExperimentConfig, load_experiment, one_line, read_json
+from haq.config import Bound, ExperimentConfig, load_experiment, one_line, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, PTQEvaluator
@@ -41,6 +41,8 @@ from haq.zoo import DATASETS, MODELS, DataSplits, load_model
 
 Progress = Callable[[int, int], None]
 _LONGEST_REASON = 300
+_OF_ANY_DEVICE = ("model", "data", "network", "loss", "metric", "hashes")
+_OF_ONE_DEVICE = ("profile", "quantization", "cost_model", "space", "quantized", "reference_policy")
 _DIFFERENTIATING = ("gradient", "hessian")
 
 
@@ -69,6 +71,7 @@ class Experiment:
     def __init__(self, config: ExperimentConfig, *, folder: Path | None = None) -> None:
         self.config = config
         self.folder = folder or Path.cwd()
+        self._tables: list[SensitivityTable] = []
         self._evaluators: dict[str, PTQEvaluator] = {}
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
@@ -94,6 +97,16 @@ class Experiment:
         except ValidationError as error:
             raise InputError(f"{path}: provenance.config.{one_line(error)}; give another --experiment") from error
         return cls(config)
+
+    def at(self, config: ExperimentConfig) -> Experiment:
+        """The same experiment for another device or other budgets; shares what is built and does not depend on them."""
+        other = Experiment(config, folder=self.folder)
+        same_device = config.device == self.config.device
+        shared = (*_OF_ANY_DEVICE, *_OF_ONE_DEVICE) if same_device else _OF_ANY_DEVICE
+        if same_device:
+            other._evaluators, other._tables = self._evaluators, self._tables
+        other.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        return other
 
     @cached_property
     def model(self) -> nn.Module:
@@ -160,7 +173,13 @@ class Experiment:
     @cached_property
     def profile(self) -> HardwareProfile:
         """The device."""
-        return load_profile(self.config.device.profile, base=self.folder)
+        name = self.config.device.profile
+        if not isinstance(name, str):
+            raise InputError(
+                f"device.profile lists {', '.join(name)}, which only haq search takes; choose one: "
+                f"--set device.profile={name[0]}"
+            )
+        return load_profile(name, base=self.folder)
 
     @cached_property
     def quantization(self) -> Any:
@@ -233,6 +252,8 @@ class Experiment:
         """
         config = self.config.sensitivity
         path = self.folder / config.file if config.file is not None else file
+        if self._tables and path is not None and not path.exists():
+            self._tables[0].save(path)
         measure = guarded(sensitivity_table, f"sensitivity.metric = {config.metric!r}")
         table: SensitivityTable = measure(
             self.quantized,
@@ -245,6 +266,7 @@ class Experiment:
             file=path,
             progress=progress,
         )
+        self._tables[:] = [table]
         return table
 
     def check(self) -> None:
@@ -304,7 +326,7 @@ class Experiment:
             InputError: it is no number of points.
         """
         drop = self.config.budgets.get("accuracy_drop")
-        if isinstance(drop, str):
+        if isinstance(drop, str | tuple):
             raise InputError(f"budgets.accuracy_drop = {drop!r}: give points of the score as a number, such as 1.0")
         return None if drop is None else float_score - drop
 
@@ -329,7 +351,11 @@ class Experiment:
                 bounds[key] = self._bound(key, value)
         return bounds
 
-    def _bound(self, key: str, value: float | str) -> float:
+    def _bound(self, key: str, value: Bound) -> float:
+        if isinstance(value, tuple):
+            raise InputError(
+                f"budgets.{key} lists several bounds, which only haq search takes; choose one: --set budgets.{key}=..."
+            )
         if not isinstance(value, str):
             return float(value)
         share = float(value.removesuffix("%")) / 100.0
