@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from haq.config import Bound, ExperimentConfig, load_experiment, one_line, read_json
+from haq.config import Bound, ExperimentConfig, QATConfig, load_experiment, one_line, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
-from haq.evaluate import LOSSES, METRICS, PTQEvaluator
+from haq.evaluate import LOSSES, METRICS, FineTuner, PTQEvaluator, QATEvaluator, SplitEvaluator
 from haq.evaluate.context import code_version, numerics, source_digest
 from haq.execute import cache_folder
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
@@ -72,7 +72,7 @@ class Experiment:
         self.config = config
         self.folder = folder or Path.cwd()
         self._tables: list[SensitivityTable] = []
-        self._evaluators: dict[str, PTQEvaluator] = {}
+        self._evaluators: dict[tuple[str, str], SplitEvaluator] = {}
         if config.threads is not None:
             torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
 
@@ -228,21 +228,67 @@ class Experiment:
         """The score, larger is better."""
         return self._named(METRICS, self.config.evaluator.metric, "evaluator.metric")
 
-    def evaluator(self, split: str) -> PTQEvaluator:
-        """Scores policies on `split`: `search`, or `test` for the answer at the very end."""
-        config = self.config.evaluator
-        if split not in self._evaluators:
-            self._evaluators[split] = PTQEvaluator(
+    @cached_property
+    def training_step(self) -> Callable[..., Any] | None:
+        """The user's own training step, if any."""
+        qat = self.config.evaluator.qat
+        if qat is None or qat.training_step is None:
+            return None
+        return self._named({}, qat.training_step, "evaluator.qat.training_step")
+
+    @cached_property
+    def fine_tuner(self) -> FineTuner:
+        """Trains policies on the train split; made once, for all evaluators."""
+        return FineTuner(
+            self.model,
+            self.quantized,
+            self.data.train,
+            settings=self.config.evaluator.qat or QATConfig(),
+            loss=self.loss,
+            training_step=self.training_step,
+            space=self.space,
+            seed=self.config.seed,
+        )
+
+    def evaluator(self, split: str, *, rung: str | None = None) -> SplitEvaluator:
+        """Scores policies on `split`: `search`, or `test` for the answer at the very end.
+
+        Args:
+            split: of the data.
+            rung: `ptq`, `bn`, `shared`, `qat` or `qat:STEPS`; default: `evaluator.kind`.
+        """
+        rung = rung or self.config.evaluator.kind
+        if (split, rung) not in self._evaluators:
+            self._evaluators[split, rung] = self._evaluator(split, rung)
+        return self._evaluators[split, rung]
+
+    def _evaluator(self, split: str, rung: str) -> SplitEvaluator:
+        config, data = self.config.evaluator, getattr(self.data, split)
+        samples = config.samples if split == "search" else None
+        kind, _, steps = rung.partition(":")
+        if kind in ("ptq", "bn"):
+            return PTQEvaluator(
                 self.quantized,
-                getattr(self.data, split),
+                data,
                 metric=self.metric,
                 loss=self.loss,
                 batch_size=config.batch_size,
-                samples=config.samples if split == "search" else None,
-                kind=config.kind,
+                samples=samples,
+                kind="bn" if kind == "bn" else "ptq",
                 standard_error=split == "test",
             )
-        return self._evaluators[split]
+        return QATEvaluator(
+            self.fine_tuner,
+            self.quantized,
+            data,
+            metric=self.metric,
+            loss=self.loss,
+            batch_size=config.batch_size,
+            samples=samples,
+            kind="shared" if kind == "shared" else "qat",
+            steps=int(steps) if steps else None,
+            standard_error=split == "test",
+        )
 
     def sensitivity(self, *, file: Path | None = None, progress: Progress | None = None) -> SensitivityTable:
         """The sensitivity table: from `sensitivity.file` or `file` where it is there and fits, else measured and saved.
@@ -279,6 +325,8 @@ class Experiment:
         _ = (self.space, self.budgets, self.metric)
         require_metrics(self.cost_model, (self.config.objective, *self.budgets))
         self._check_loss()
+        if self.config.evaluator.kind in ("qat", "shared"):
+            _ = self.fine_tuner
 
     def _check_names(self) -> None:
         config = self.config
@@ -437,9 +485,23 @@ class Experiment:
             "evaluator": config.evaluator.model_dump(mode="json"),
             "quantization": self.quantization.model_dump(mode="json"),
             "layers": list(self.network.layer_names),
-            "sources": source_digest([self.metric, self.loss, *map(type, self.model.modules())]),
+            "sources": source_digest([*self._own_functions(), *map(type, self.model.modules())]),
             "code": code_version(),
             "numerics": numerics(self.quantized.device),
         }
-        # Nothing is drawn at random without training: runs of several seeds share their measurements.
-        return context if config.evaluator.kind in ("ptq", "bn") else {**context, "seed": config.seed}
+        if config.evaluator.kind in ("ptq", "bn"):
+            # Nothing is drawn at random without training: runs of several seeds share their measurements.
+            return context
+        # Joint training draws its policies from the space.
+        space = {name: [str(p) for p in choices] for name, choices in self.space.precisions.items()}
+        drawn = {"space": space, "ties": self.space.ties, "activation_ties": self.space.activation_ties}
+        return {**context, "seed": config.seed, "drawn": drawn if self._trains_jointly else None}
+
+    @property
+    def _trains_jointly(self) -> bool:
+        config = self.config.evaluator
+        return config.kind == "shared" or (config.qat is not None and config.qat.start == "shared")
+
+    def _own_functions(self) -> list[Callable[..., Any]]:
+        """What of the user's code makes measurements, beside the model."""
+        return [self.metric, self.loss, *([] if self.training_step is None else [self.training_step])]

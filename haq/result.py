@@ -11,7 +11,7 @@ from typing import Any
 from haq import __version__
 from haq.costs import cost_report
 from haq.errors import InfeasibleError, InputError
-from haq.evaluate import PTQEvaluator
+from haq.evaluate import SplitEvaluator
 from haq.experiment import Experiment
 from haq.problem import Problem
 from haq.search.solve import Solution, solve
@@ -117,7 +117,7 @@ def result_document(
     return result
 
 
-def _entry(trial: Trial, test: PTQEvaluator | None) -> dict[str, Any]:
+def _entry(trial: Trial, test: SplitEvaluator | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": f"{trial.source} #{trial.number}",
         "source": trial.source,

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from haq.errors import InfeasibleError, InputError
-from haq.evaluate import LocalExecutor, PTQEvaluator
+from haq.evaluate import LocalExecutor, SplitEvaluator
 from haq.execute import CachingExecutor, MeasurementCache
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
@@ -144,7 +144,7 @@ def _run(
 
 
 @contextmanager
-def _executor(experiment: Experiment, evaluator: PTQEvaluator, show: Reporter) -> Iterator[Executor]:
+def _executor(experiment: Experiment, evaluator: SplitEvaluator, show: Reporter) -> Iterator[Executor]:
     """What the experiment asks for, behind the cache; closed at the end."""
     executor: Executor = LocalExecutor(evaluator)
     caching = None
@@ -163,7 +163,7 @@ def _parallel(experiment: Experiment, journal: Path, *, resume: bool) -> int:
     return experiment.config.search.parallel or (begun if isinstance(begun, int) and begun > 0 else 1)
 
 
-def _check_float(evaluator: PTQEvaluator, split: str) -> None:
+def _check_float(evaluator: SplitEvaluator, split: str) -> None:
     try:
         error = evaluator.float_measurement().error
     except InputError as failure:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
+from random import Random
 from typing import Protocol
 
 from haq.config import SpaceConfig
@@ -35,6 +36,10 @@ class Capabilities(Protocol):
         """What the device runs `layer` in."""
 
 
+_DRAWS = 1000
+"""Draws until one meets ties of precisions and of activations that overlap."""
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """What a policy may say.
@@ -58,6 +63,27 @@ class SearchSpace:
             )
             for name, choices in self.precisions.items()
         }
+
+    def draw(self, random: Random) -> Policy:
+        """A policy with every layer's, or tied group's, precision drawn evenly from its choices."""
+        for _ in range(_DRAWS):
+            activations = {
+                layer: activation
+                for group in self.activation_ties
+                for activation in [random.choice(sorted({p.activation for p in self.precisions[group[0]]}))]
+                for layer in group
+            }
+            drawn: dict[str, Precision] = {}
+            for group in (*self.ties, *((name,) for name in self.precisions)):
+                fixed = {activations[name] for name in group if name in activations}
+                choices = [p for p in self.precisions[group[0]] if not fixed or {p.activation} == fixed]
+                if not choices:
+                    break  # the activations drawn for the members of a tie disagree
+                if group[0] not in drawn:
+                    drawn |= dict.fromkeys(group, random.choice(choices))
+            if len(drawn) == len(self.precisions):
+                return Policy({name: drawn[name] for name in self.precisions})
+        raise InputError("space: no policy that the ties allow was drawn; loosen space.ties")
 
     def check(self, policy: Policy) -> None:
         """Raise unless `policy` lies in this space.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -183,3 +184,14 @@ def test_a_policy_outside_the_space_is_refused(changes: dict[str, str], message:
     result.check(policy)
     with pytest.raises(InputError, match=message):
         result.check(Policy({**policy, **{name: Precision.parse(text) for name, text in changes.items()}}))
+
+
+def test_draws_keep_to_the_space_and_reach_all_of_it() -> None:
+    device = Device(ANY._supported, shared_input=True, join_inputs=True)
+    result = space(device, activations=("int4", "int8"), ties=(("block.conv2", "left"),))
+    random = Random(0)
+    drawn = [result.draw(random) for _ in range(200)]
+    for policy in drawn:
+        result.check(policy)
+    for name, choices in result.precisions.items():
+        assert {policy[name] for policy in drawn} == set(choices)

@@ -52,6 +52,10 @@ def export_policy(
     """
     if samples is not None and not check:
         raise InputError("--samples: is how many samples --check compares; add --check")
+    if (kind := experiment.config.evaluator.kind) not in ("ptq", "bn"):
+        raise InputError(
+            f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; export with an experiment whose kind is 'ptq' or 'bn'"
+        )
     chosen = exporter(format, options)
     path = policy_file(source)
     measurement = experiment.evaluator("search")(experiment.load_policy(path))

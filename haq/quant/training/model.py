@@ -119,6 +119,19 @@ class TrainableModel:
         """The outputs for one batch of inputs on this model's device."""
         return call_model(self.module, inputs)
 
+    @property
+    def device(self) -> torch.device:
+        return self._quantized.device
+
+    @property
+    def reestimates(self) -> bool:
+        """Whether the quantization settings ask for batch norm to be re-estimated."""
+        return self._quantized.quantization.batch_norm == "reestimate"
+
+    def to_device(self, value: Any) -> Any:
+        """`value`, its tensors on this model's device."""
+        return self._quantized.to_device(value)
+
     def prepared(self, inputs: Any) -> Any:
         """Inputs on the model's device and in its memory format."""
 

@@ -1,0 +1,171 @@
+"""How outputs become a measurement: shared by all evaluators."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from haq.errors import InputError
+from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy
+from haq.evaluate.jackknife import jackknife
+from haq.quant import QuantizedModel
+from haq.quant.tree import tensors_in
+from haq.types import Measurement, Policy
+
+
+class Batches(Protocol):
+    """What an evaluator needs of a split."""
+
+    def head(self, count: int) -> Batches: ...
+    def batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]: ...
+
+
+class SplitEvaluator:
+    """What the evaluators have in common: the split they score on, metric and loss, and the float model's score.
+
+    Metric and loss are called once, with the outputs of all batches joined along the first dimension, so that scores
+    which are no mean over samples (F1, mean average precision) come out right.
+
+    Args:
+        model: the quantized model; left at the policy that was scored last, or float.
+        split: what to score on; put on the model's device once.
+        metric: a name in `METRICS` or your own function.
+        loss: a name in `LOSSES`, your own function, or `None` to leave it out of the details.
+        batch_size: samples per forward pass.
+        samples: how many of the split, from its start; all by default.
+        standard_error: put `score_error`, the standard error of the score, into the details; for accuracy it is always
+            there, for other metrics it takes ten more calls of the metric.
+
+    Raises:
+        InputError: unknown metric or loss.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        split: Batches,
+        *,
+        metric: str | Metric = "accuracy",
+        loss: str | Loss | None = "cross_entropy",
+        batch_size: int = 256,
+        samples: int | None = None,
+        standard_error: bool = False,
+    ) -> None:
+        self.model = model
+        self._metric = _named(METRICS, metric, "metric")
+        self._loss = None if loss is None else _named(LOSSES, loss, "loss")
+        self._standard_error = standard_error
+        part = split if samples is None else split.head(samples)
+        batches = list(part.batches(batch_size))
+        self._inputs = [model.to_device(inputs) for inputs, _ in batches]
+        self._targets = model.to_device(joined([targets for _, targets in batches]))
+        self._float: Measurement | None = None
+
+    @property
+    def fidelity(self) -> str:
+        """What its measurements are called."""
+        raise NotImplementedError
+
+    def __call__(self, policy: Policy) -> Measurement:
+        """Score `policy`."""
+        raise NotImplementedError
+
+    def float_measurement(self) -> Measurement:
+        """The float model's measurement (fidelity `float`), made once. Leaves the model float the first time."""
+        if self._float is None:
+            start = time.perf_counter()
+            self.model.apply(None)
+            self._float = self._score(self.model, "float", start)
+        return self._float
+
+    def float_score(self) -> float:
+        """The float model's score."""
+        return self.float_measurement().score
+
+    def _score(self, model: Callable[[Any], Any], fidelity: str, start: float) -> Measurement:
+        with torch.no_grad():
+            outputs = self._outputs(model)
+            if not all(_finite(tensor) for tensor in tensors_in(outputs)):
+                seconds = time.perf_counter() - start
+                return Measurement(math.nan, fidelity, seconds, error="the model's outputs are not finite")
+            details = {}
+            if self._loss is not None:
+                details["loss"] = self._run(self._loss, outputs, "loss")
+            score = self._run(self._metric, outputs, "metric")
+            if (noise := self._noise(outputs, score)) is not None:
+                details["score_error"] = noise
+        details[_name(self._metric)] = score
+        error = "" if math.isfinite(score) else f"the metric returned {score}"
+        return Measurement(score, fidelity, time.perf_counter() - start, details, error)
+
+    def _outputs(self, model: Callable[[Any], Any]) -> Any:
+        try:
+            return joined([model(inputs) for inputs in self._inputs])
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the model failed on the data that it is scored on: {' '.join(str(error).split())}"
+            ) from error
+
+    def _noise(self, outputs: Any, score: float) -> float | None:
+        """Standard error of the score: what a difference between two policies must exceed. `None` where unknown."""
+        if self._metric is accuracy and isinstance(self._targets, Tensor):
+            share = score / 100.0
+            return 100.0 * math.sqrt(share * (1.0 - share) / self._targets.numel())
+        return jackknife(self._metric, outputs, self._targets) if self._standard_error else None
+
+    def _run(self, function: Metric | Loss, outputs: Any, role: str) -> float:
+        try:
+            return float(function(outputs, self._targets))
+        except InputError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"the {role} {_name(function)!r} failed on outputs and targets of this model: {reason}"
+            ) from error
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _named(registry: dict[str, Any], given: Any, role: str) -> Any:
+    if callable(given):
+        return given
+    if given not in registry:
+        raise InputError(
+            f"unknown {role} {given!r}; known: {', '.join(sorted(registry))}, or give a function of outputs and targets"
+        )
+    return registry[given]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def joined(parts: list[Any]) -> Any:
+    """One value from the batches': tensors along the first dimension, tuples and dicts entry by entry."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        try:
+            return torch.stack(parts) if first.dim() == 0 else torch.cat(parts)
+        except RuntimeError as error:
+            shapes = sorted({tuple(part.shape) for part in parts})
+            raise InputError(
+                f"outputs of different batches cannot be joined, their shapes are {shapes}; return tensors that differ "
+                "in the first dimension only, or set the batch size to the number of samples"
+            ) from error
+    if isinstance(first, dict):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(joined(list(column)) for column in zip(*parts, strict=True)))
+    if isinstance(first, tuple | list):
+        return tuple(joined(list(column)) for column in zip(*parts, strict=True))
+    return parts
