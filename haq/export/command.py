@@ -54,7 +54,7 @@ def export_policy(
         raise InputError("--samples: is how many samples --check compares; add --check")
     if (kind := experiment.config.evaluator.kind) not in ("ptq", "bn"):
         raise InputError(
-            f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; export with an experiment whose kind is 'ptq' or 'bn'"
+            f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; take one of kind 'ptq' or 'bn'"
         )
     chosen = exporter(format, options)
     path = policy_file(source)

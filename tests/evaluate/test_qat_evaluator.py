@@ -273,8 +273,8 @@ def test_compensations_that_training_replaces_are_refused_before_anything_is_mea
 
 
 @pytest.mark.slow
-def test_a_compiled_training_step_comes_to_the_same_score(digits, floating, quantized):
+def test_a_compiled_training_step_comes_to_the_same_loss(digits, floating, quantized):
     policy = uniform(quantized, "w3a3")
-    eager = evaluator(floating, quantized, digits)(policy)
-    compiled = evaluator(floating, quantized, digits, compile=True)(policy)
-    assert compiled.details["loss"] == pytest.approx(eager.details["loss"], rel=0.05)
+    eager = evaluator(floating, quantized, digits, steps=1)(policy)
+    compiled = evaluator(floating, quantized, digits, steps=1, compile=True)(policy)
+    assert compiled.details["loss"] == pytest.approx(eager.details["loss"], rel=0.02)
