@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from haq.errors import InputError
 from haq.files import write_bytes, write_text
 from haq.report.compare_plots import plot_fronts, plot_progress, plot_strips
+from haq.report.explore import explore_data, script
 from haq.report.facts import cost_columns, flatten
 from haq.report.html import inline, render
 from haq.report.run import Run, load_run
@@ -155,6 +156,8 @@ def compare_runs(run_dirs: Sequence[str | Path], out: str | Path) -> list[dict[s
 
 
 def _page(comparison: Comparison, rows: list[dict[str, Any]], plots: Mapping[str, Any]) -> str:
+    from markupsafe import Markup
+
     unit = comparison.runs[0].result.score_unit
     table = [
         {
@@ -165,8 +168,12 @@ def _page(comparison: Comparison, rows: list[dict[str, Any]], plots: Mapping[str
         }
         for row in rows
     ]
+    text, script_hash = script()
     return render(
         "compare.html.j2",
+        explore=explore_data(comparison.names, comparison.runs, comparison.metrics),
+        script=Markup(text),
+        script_hash=script_hash,
         title=f"{len(rows)} runs compared",
         verdict=comparison_verdict(comparison),
         rows=table,

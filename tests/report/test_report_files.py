@@ -53,9 +53,10 @@ class Page(HTMLParser):
         self.text += data
 
 
-def assert_self_contained(page: Page) -> None:
+def assert_self_contained(page: Page, *, scripts: int = 0) -> None:
     assert page.open == []
-    assert not {"script", "iframe", "object", "embed", "base", "form", "link"} & set(page.tags)
+    assert page.tags.count("script") == scripts
+    assert not {"iframe", "object", "embed", "base", "form", "link"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href", "srcset", "action"):
@@ -203,7 +204,7 @@ def test_compare_overlays_runs(run_dir: Path, tmp_path: Path) -> None:
     assert float(table[1]["size_bytes"]) == load_run(other).result.answer.costs["size_bytes"]
     assert "latency_ms" not in rows[0]
     page = Page((tmp_path / "out" / "compare.html").read_text())
-    assert_self_contained(page)
+    assert_self_contained(page, scripts=2)
     assert {file.stem for file in (tmp_path / "out" / "plots").iterdir()} == {"accuracy", "progress", "bits"}
     assert "budgets.size bytes" in page.text
 
