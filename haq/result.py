@@ -48,6 +48,34 @@ def choose(trials: Sequence[Trial], problem: Problem, *, floor: float | None) ->
     return min(usable, key=lambda t: (-t.measurement.score, t.costs[problem.objective], t.number), default=None)
 
 
+class Leader:
+    """Follows a search: which trial is the best so far, and by how much it leads the best uniform policy.
+
+    Args:
+        problem: its objective and budgets.
+        floor: as in `choose`.
+    """
+
+    def __init__(self, problem: Problem, floor: float | None) -> None:
+        self.best: Trial | None = None
+        self.uniform: Trial | None = None
+        self._problem, self._floor = problem, floor
+
+    def mark(self, trial: Trial) -> str:
+        """What to say beside `trial`: nothing unless it leads."""
+        if trial.source == "uniform":
+            self.uniform = self._better(self.uniform, trial)
+        before, self.best = self.best, self._better(self.best, trial)
+        if self.best is None or self.best is before:
+            return ""
+        if self.uniform is None or self.best is self.uniform:
+            return "  best so far"
+        return f"  best so far, {self.best.measurement.score - self.uniform.measurement.score:+.2f} against uniform"
+
+    def _better(self, old: Trial | None, new: Trial) -> Trial | None:
+        return choose([trial for trial in (old, new) if trial is not None], self._problem, floor=self._floor)
+
+
 def result_document(
     experiment: Experiment,
     problem: Problem,

@@ -18,7 +18,7 @@ from haq.files import write_json, write_text
 from haq.problem import Problem
 from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
-from haq.result import policy_document, result_document, trial_row, versions
+from haq.result import Leader, policy_document, result_document, trial_row, versions
 from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, run_search, uniform_policies
 from haq.search.base import Executor
 from haq.search.journal import Journal, holds_trials, setup_of
@@ -116,12 +116,12 @@ def _run(
         fixed = _fixed(problem)
     with stages("evaluate", "measuring policies"):
         expected = len(fixed) + config.search.max_trials
-        shown = count(1)
+        shown, leader = count(1), Leader(problem, floor)
 
         def on_trial(trial: Trial) -> None:
             done = next(shown)
             show.step(done, max(expected, done))
-            show.note(_trial_line(trial, problem))
+            show.note(_trial_line(trial, problem) + leader.mark(trial))
 
         with _executor(experiment, evaluator, show) as executor:
             run_search(

@@ -1,0 +1,106 @@
+"""What a run says of itself: which trial is the answer, and how it is compared with the baselines."""
+
+import math
+
+import pytest
+
+from haq.problem import Problem
+from haq.result import Leader, choose, verdict
+from haq.testing import TOYS
+from haq.types import Measurement, Trial
+
+PROBLEM = TOYS["knapsack"].problem
+
+
+def trial(number, choices, score, *, source="ilp", problem=PROBLEM):
+    policy = problem.policy(choices)
+    failed = Measurement(math.nan, "ptq", error="diverged")
+    measurement = failed if score is None else Measurement(score, "ptq")
+    return Trial(number=number, policy=policy, source=source, costs=problem.costs(policy), measurement=measurement)
+
+
+def test_the_best_score_within_budget_wins_and_ties_go_to_the_smaller_objective():
+    over, low = trial(0, [2, 2, 2], 99.0), trial(1, [0, 0, 0], 80.0)
+    first, second = trial(2, [1, 0, 0], 90.0), trial(3, [1, 1, 0], 90.0)
+    assert PROBLEM.violation(over.policy)
+    assert choose([over, low, first, second], PROBLEM, floor=None) is second
+    assert choose([over, trial(4, [0, 0, 1], None)], PROBLEM, floor=None) is None
+
+
+def test_with_a_cost_as_objective_the_cheapest_that_reaches_the_floor_wins():
+    problem = PROBLEM.with_budgets({"latency_ms": 100.0}, objective="latency_ms")
+    cheap, dear = trial(0, [0, 0, 0], 80.0, problem=problem), trial(1, [2, 2, 2], 95.0, problem=problem)
+    middle = trial(2, [1, 1, 1], 91.0, problem=problem)
+    assert choose([cheap, dear, middle], problem, floor=90.0) is middle
+    assert choose([cheap, dear, middle], problem, floor=None) is cheap
+    assert choose([cheap, middle], problem, floor=99.0) is middle
+
+
+def test_the_leader_is_marked_with_its_lead_over_uniform():
+    leader = Leader(PROBLEM, None)
+    assert leader.mark(trial(0, [0, 0, 0], 80.0, source="uniform")) == "  best so far"
+    assert leader.mark(trial(1, [2, 2, 2], 99.0, source="uniform")) == ""
+    assert leader.mark(trial(2, [1, 0, 0], 70.0)) == ""
+    assert leader.mark(trial(3, [1, 1, 0], 90.5)) == "  best so far, +10.50 against uniform"
+    assert leader.mark(trial(4, [0, 1, 0], None)) == ""
+
+
+def entry(score, *, source="ilp", noise=0.3, bits=(4, 8), latency=1.0):
+    policy = {name: {"weight_bits": width, "activation_bits": 8} for name, width in zip(("a", "b"), bits, strict=True)}
+    costs = {"latency_ms": latency}
+    return {"source": source, "policy": policy, "test_score": score, "test_noise": noise, "costs": costs}
+
+
+def said(answer, **baselines):
+    return verdict(
+        {
+            "answer": answer,
+            "answer_is_baseline": False,
+            "baselines": {"uniform": None, "greedy": None, **baselines},
+            "score_unit": "%",
+            "budgets": {},
+            "objective": "sensitivity",
+            "accuracy_drop": {"search": 1.0, "test": 94.0 - (answer["test_score"] or 0.0)},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (entry(90.0, bits=(4, 4)), "beats uniform w4a8 by 3.00 points (noise ±0.85)"),
+        (entry(92.5, bits=(2, 4)), "ties with uniform (+0.50 points, noise ±0.85)"),
+        (entry(94.0, bits=(2, 4)), "loses to uniform by 1.00 points (noise ±0.85)"),
+        (entry(93.0), "the same policy as uniform"),
+        (entry(None, bits=(2, 2)), "the uniform w2a8 policy could not be measured"),
+        (None, "no uniform policy meets the budgets"),
+    ],
+)
+def test_the_verdict_tells_wins_ties_and_losses_by_the_noise(other, words):
+    text = said(entry(93.0), uniform=other)
+    assert text.startswith("93.00 % on the test split, 1.00 points below float")
+    assert words in text
+
+
+def test_an_answer_that_fails_on_the_test_split_is_told():
+    assert said(entry(None)) == "The answer could not be measured on the test split."
+
+
+def test_a_missed_accuracy_drop_is_told():
+    result = {
+        "answer": entry(92.0),
+        "answer_is_baseline": True,
+        "baselines": {},
+        "score_unit": "%",
+        "budgets": {"accuracy_drop": 1.0},
+        "objective": "latency_ms",
+        "accuracy_drop": {"search": 0.9, "test": 2.0},
+    }
+    text = verdict(result)
+    assert "on the search split it loses 0.90 of the 1.00 points allowed, but more on the test split" in text
+    assert "the search found nothing better than ilp" in text
+
+
+def test_toy_problem_is_what_these_tests_take_it_for():
+    assert isinstance(PROBLEM, Problem)
+    assert list(PROBLEM.budgets) == ["latency_ms"]
