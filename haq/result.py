@@ -70,7 +70,7 @@ class Leader:
             return ""
         if self.uniform is None or self.best is self.uniform:
             return "  best so far"
-        return f"  best so far, {self.best.measurement.score - self.uniform.measurement.score:+.2f} against uniform"
+        return f"  best so far, {self.best.measurement.score - self.uniform.measurement.score:+.4g} against uniform"
 
     def _better(self, old: Trial | None, new: Trial) -> Trial | None:
         return choose([trial for trial in (old, new) if trial is not None], self._problem, floor=self._floor)
@@ -172,8 +172,9 @@ def verdict(result: Mapping[str, Any]) -> str:
         return "The answer could not be measured on the test split."
     unit = " points" if result["score_unit"] == "%" else ""
     drop = result["accuracy_drop"]["test"]
-    against = f"{abs(drop):.2f}{unit} {'below' if drop > 0 else 'above'} float" if abs(drop) >= 0.005 else "as float"
-    parts = [f"{answer['test_score']:.2f}{result['score_unit'] and ' %'} on the test split, {against}"]
+    size = _digits(abs(drop), unit)
+    against = f"{size}{unit} {'below' if drop > 0 else 'above'} float" if float(size) else "as float"
+    parts = [f"{_digits(answer['test_score'], unit)}{result['score_unit'] and ' %'} on the test split, {against}"]
     if "accuracy_drop" in result["budgets"]:
         parts.append(_kept(result["accuracy_drop"], result["budgets"]["accuracy_drop"], unit))
     for name, entry in result["baselines"].items():
@@ -183,9 +184,14 @@ def verdict(result: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
+def _digits(value: float, unit: str, *, sign: str = "") -> str:
+    """Two places after the point for points of a percentage, three digits for any other score."""
+    return format(value, f"{sign}.2f" if unit else f"{sign}.3g")
+
+
 def _kept(drop: Mapping[str, float], allowed: float, unit: str) -> str:
     """What became of the accuracy drop that the user allows: the search split keeps to it, the test split may not."""
-    words = f"on the search split it loses {drop['search']:.2f} of the {allowed:.2f}{unit} allowed"
+    words = f"on the search split it loses {_digits(drop['search'], unit)} of the {allowed:g}{unit} allowed"
     return words if drop["test"] <= allowed else f"{words}, but more on the test split"
 
 
@@ -208,10 +214,12 @@ def _comparison(
     errors = [error for error in (answer["test_noise"], entry["test_noise"]) if error is not None]
     noise = 2.0 * math.hypot(*errors)
     if abs(difference) <= noise:
-        words = f"ties with {name} ({difference:+.2f}{unit}, noise ±{noise:.2f})"
+        words = f"ties with {name} ({_digits(difference, unit, sign='+')}{unit}, noise ±{_digits(noise, unit)})"
     else:
-        known = f"noise ±{noise:.2f}" if errors else "noise unknown"
-        words = f"{'beats' if difference > 0 else 'loses to'} {name} by {abs(difference):.2f}{unit} ({known})"
+        known = f"noise ±{_digits(noise, unit)}" if errors else "noise unknown"
+        words = (
+            f"{'beats' if difference > 0 else 'loses to'} {name} by {_digits(abs(difference), unit)}{unit} ({known})"
+        )
     if objective == "sensitivity":
         return words
     saved = entry["costs"][objective] - answer["costs"][objective]

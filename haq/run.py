@@ -225,7 +225,7 @@ def _trial_line(trial: Trial, problem: Problem) -> str:
     keys = dict.fromkeys((problem.objective, *problem.budgets))
     costs = "  ".join(f"{key} {trial.costs[key]:.4g}" for key in keys)
     over = "  over budget" if problem.violation(trial.policy) else ""
-    score = f"{trial.measurement.score:.2f}" if trial.measurement.ok else f"failed: {trial.measurement.error}"
+    score = f"{trial.measurement.score:.4g}" if trial.measurement.ok else f"failed: {trial.measurement.error}"
     return f"{trial.number:4d}  {trial.source:8s}  score {score}  {costs}{over}"
 
 

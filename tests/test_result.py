@@ -41,7 +41,7 @@ def test_the_leader_is_marked_with_its_lead_over_uniform():
     assert leader.mark(trial(0, [0, 0, 0], 80.0, source="uniform")) == "  best so far"
     assert leader.mark(trial(1, [2, 2, 2], 99.0, source="uniform")) == ""
     assert leader.mark(trial(2, [1, 0, 0], 70.0)) == ""
-    assert leader.mark(trial(3, [1, 1, 0], 90.5)) == "  best so far, +10.50 against uniform"
+    assert leader.mark(trial(3, [1, 1, 0], 90.5)) == "  best so far, +10.5 against uniform"
     assert leader.mark(trial(4, [0, 1, 0], None)) == ""
 
 
@@ -82,6 +82,22 @@ def test_the_verdict_tells_wins_ties_and_losses_by_the_noise(other, words):
     assert words in text
 
 
+def test_scores_that_are_no_percentages_keep_their_digits():
+    result = {
+        "answer": entry(-0.00123, noise=1e-5),
+        "answer_is_baseline": False,
+        "baselines": {"uniform": entry(-0.00456, noise=1e-5, bits=(2, 2))},
+        "score_unit": "",
+        "budgets": {},
+        "objective": "sensitivity",
+        "accuracy_drop": {"search": 0.0, "test": 0.00023},
+    }
+    text = verdict(result)
+    assert text.startswith(
+        "-0.00123 on the test split, 0.00023 below float; beats uniform w2a8 by 0.00333 (noise ±2.83e-05)"
+    )
+
+
 def test_an_answer_that_fails_on_the_test_split_is_told():
     assert said(entry(None)) == "The answer could not be measured on the test split."
 
@@ -97,7 +113,7 @@ def test_a_missed_accuracy_drop_is_told():
         "accuracy_drop": {"search": 0.9, "test": 2.0},
     }
     text = verdict(result)
-    assert "on the search split it loses 0.90 of the 1.00 points allowed, but more on the test split" in text
+    assert "on the search split it loses 0.90 of the 1 points allowed, but more on the test split" in text
     assert "the search found nothing better than ilp" in text
 
 
