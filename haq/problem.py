@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from haq.config import read_json
 from haq.errors import InfeasibleError, InputError
 from haq.problem_breakdown import Contribution, contributions
 from haq.problem_build import build
-from haq.problem_doc import PEAK, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc
+from haq.problem_doc import PEAK, SENSITIVITY, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc
 from haq.problem_moves import TOLERANCE, Neighbourhood, descend, improve
 from haq.problem_moves import excess as _excess
-from haq.problem_tables import Bools, Floats, Ints, Tables
+from haq.problem_tables import Bools, Floats, Ints, Pairs, Tables
 from haq.problem_ties import cheapest
 from haq.types import Policy, Precision
 
@@ -74,6 +75,24 @@ class Problem:
                 raise InputError(f"unknown metric {name!r}; the problem prices {', '.join(self.metrics)}")
         change = {"budgets": dict(budgets), "objective": objective or self.objective}
         return Problem(self._doc.model_copy(update=change), self.tables)
+
+    def with_sensitivity(self, unary: Floats, pairs: Sequence[tuple[int, int, Floats]] = ()) -> Problem:
+        """The same decisions and costs with another predicted loss, for strategies that learn it.
+
+        Args:
+            unary: of each variable, `[V]`.
+            pairs: `(row group, column group, matrix)` of each interaction; they replace the problem's own.
+
+        Returns:
+            A problem to solve: its tables count, while `to_doc`, `breakdown` and `signature` stay this problem's.
+        """
+        tables = replace(
+            self.tables,
+            unary={**self.tables.unary, SENSITIVITY: unary},
+            pairs={**self.tables.pairs, SENSITIVITY: Pairs.build(pairs)},
+            offsets={name: value for name, value in self.tables.offsets.items() if name != SENSITIVITY},
+        )
+        return Problem(self._doc, tables)
 
     @property
     def layers(self) -> tuple[str, ...]:

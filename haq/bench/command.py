@@ -18,7 +18,7 @@ from haq.report.regret import RegretPanel, plot_regret
 from haq.report.style import png
 
 FOLDER = Path("benchmarks") / "ground_truth"
-CONTENDERS = ("ilp", "random", "evolutionary", "bayesian", "actor_critic")
+CONTENDERS = ("ilp", "random", "evolutionary", "bayesian", "actor_critic", "adaptive_ilp")
 SHARES = (0.02, 0.2, 0.7)
 BUDGETED = ("bops", "size_bytes")
 

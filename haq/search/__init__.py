@@ -2,6 +2,7 @@
 
 from haq.search.accuracy_drop import AccuracyDropSearch
 from haq.search.actor_critic import ActorCritic
+from haq.search.adaptive_ilp import AdaptiveILP
 from haq.search.base import SearchStrategy, check_options, run_search
 from haq.search.bayesian import Bayesian
 from haq.search.evolutionary import Evolutionary
@@ -15,6 +16,7 @@ __all__ = [
     "STRATEGIES",
     "AccuracyDropSearch",
     "ActorCritic",
+    "AdaptiveILP",
     "Bayesian",
     "Evolutionary",
     "Greedy",
@@ -29,6 +31,7 @@ __all__ = [
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {
     "ilp": ILP,
+    "adaptive_ilp": AdaptiveILP,
     "greedy": Greedy,
     "uniform": Uniform,
     "random": RandomSearch,
