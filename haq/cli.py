@@ -362,6 +362,38 @@ def _show_export(document: dict[str, Any]) -> None:
 
 
 @app.command()
+def ladder(
+    experiment: ExperimentFile,
+    policies: Annotated[int, typer.Option(min=1, help="How many random policies within budget to measure.")] = 20,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure random policies on each rung of the evaluator's ladder: do the cheap ones rank as the dear ones do?"""
+    with _running() as bars:
+        from haq.ladder import compare_rungs
+
+        pieces = _experiment(experiment, overrides)
+        pieces.check()
+        bars.stage("measuring policies on each rung")
+        document = compare_rungs(pieces, policies=policies, progress=bars.step)
+    if as_json:
+        _print_json(document)
+        return
+    rungs = _table("rung", "seconds a policy", "seconds once", "mean score", "failed")
+    for rung in document["rungs"]:
+        scores = [score for score in rung["scores"] if score is not None]
+        mean = sum(scores) / len(scores) if scores else None
+        rungs.add_row(rung["name"], *map(_number, (rung["seconds"], rung["once"], mean, rung["failed"])))
+    pairs = _table("rungs", "policies", "Spearman", "95 %", "Kendall", "95 %")
+    for pair in document["pairs"]:
+        columns = []
+        for found in (pair["spearman"], pair["kendall"]):
+            columns += [_number(found["value"]), f"{_number(found['low'])} to {_number(found['high'])}"]
+        pairs.add_row(" / ".join(pair["rungs"]), str(pair["policies"]), *columns)
+    _print(rungs, pairs)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders of haq search.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and the page.")],

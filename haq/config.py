@@ -18,6 +18,8 @@ Reference = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """`module:function`, importable from the working directory or the folder of the experiment file."""
 Bound = float | str | tuple[float | str, ...]
 """Of a budget: a number in the metric's unit, a percentage of uniform 8 bit, or several of them."""
+Rung = Annotated[str, Field(pattern=r"^(ptq|bn|shared|qat|qat:[1-9][0-9]*)$")]
+"""`ptq`, `bn`, `shared`, `qat`, or `qat:STEPS`: fine-tuning of so many steps."""
 BUDGET_KEYS = (*METRICS, "average_weight_bits", "sensitivity", "accuracy_drop")
 
 
@@ -213,11 +215,37 @@ class EvaluatorConfig(_Section):
     """`cross_entropy`, `mse`, or your own `module:function(outputs, targets)` -> scalar tensor."""
     qat: QATConfig | None = None
     """How `qat` and `shared` train."""
+    ladder: tuple[Rung, ...] = ()
+    """Fidelities, cheapest first: the search measures on the first, its best policies climb to the last."""
+    reduction: float = Field(3.0, gt=1)
+    """Of the ladder: one in so many goes on from rung to rung."""
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """The ladder, or the one kind there is."""
+        return self.ladder or (self.kind,)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a policy is trained, alone or jointly, on some rung."""
+        return any(rung.startswith(("qat", "shared")) for rung in self.rungs)
 
     @model_validator(mode="after")
     def _training_is_used(self) -> EvaluatorConfig:
-        if self.qat is not None and self.kind not in ("qat", "shared"):
-            raise ValueError(f"`qat` settings need kind = 'qat' or 'shared', got {self.kind!r}")
+        if self.qat is not None and not self.trains:
+            raise ValueError("`qat` settings need kind = 'qat' or 'shared', or a ladder with such a rung")
+        return self
+
+    @model_validator(mode="after")
+    def _ladder_fits(self) -> EvaluatorConfig:
+        if self.ladder and (len(self.ladder) < 2 or len(set(self.ladder)) < len(self.ladder)):
+            raise ValueError("`ladder` needs two rungs or more, each once")
+        if self.ladder and self.ladder[0] != self.kind:
+            raise ValueError(
+                f"`ladder` begins with {self.ladder[0]!r}, the search measures {self.kind!r}: make kind the same"
+            )
+        if not self.ladder and self.reduction != 3.0:
+            raise ValueError("`reduction` needs a `ladder`")
         return self
 
 

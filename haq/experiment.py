@@ -255,9 +255,11 @@ class Experiment:
 
         Args:
             split: of the data.
-            rung: `ptq`, `bn`, `shared`, `qat` or `qat:STEPS`; default: `evaluator.kind`.
+            rung: `ptq`, `bn`, `shared`, `qat` or `qat:STEPS`; default: the first one for the search split, where
+                policies are many, and the last for the test split.
         """
-        rung = rung or self.config.evaluator.kind
+        rungs = self.config.evaluator.rungs
+        rung = rung or rungs[-1 if split == "test" else 0]
         if (split, rung) not in self._evaluators:
             self._evaluators[split, rung] = self._evaluator(split, rung)
         return self._evaluators[split, rung]
@@ -325,7 +327,7 @@ class Experiment:
         _ = (self.space, self.budgets, self.metric)
         require_metrics(self.cost_model, (self.config.objective, *self.budgets))
         self._check_loss()
-        if self.config.evaluator.kind in ("qat", "shared"):
+        if self.config.evaluator.trains:
             _ = self.fine_tuner
 
     def _check_names(self) -> None:
@@ -333,6 +335,10 @@ class Experiment:
         _known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
         _known(STRATEGIES, config.search.strategy, "search.strategy")
         check_options(self.strategy, config.search.options)
+        if config.evaluator.ladder and (config.objective != "sensitivity" or "accuracy_drop" in config.budgets):
+            raise InputError(
+                "evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop"
+            )
         if "accuracy_drop" not in config.budgets:
             return
         self.score_floor(0.0)

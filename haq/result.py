@@ -256,7 +256,7 @@ def policy_document(experiment: Experiment, result: Mapping[str, Any], *, comman
         "measured": {
             "metric": result["metric"],
             "unit": result["score_unit"],
-            "fidelity": experiment.config.evaluator.kind,
+            "fidelity": experiment.config.evaluator.rungs[-1],
             "search_score": answer["score"],
             "test_score": answer["test_score"],
             "float_search_score": result["float"]["search_score"],

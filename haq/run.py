@@ -15,6 +15,7 @@ from haq.evaluate import LocalExecutor, SplitEvaluator
 from haq.execute import CachingExecutor, MeasurementCache
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
+from haq.ladder import climb
 from haq.problem import Problem
 from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
@@ -27,6 +28,8 @@ from haq.sensitivity import SensitivityTable
 from haq.types import Policy, Trial
 
 JOURNAL = "trials.jsonl"
+LADDER = "ladder.jsonl"
+"""What finalists measured on the upper rungs of the ladder."""
 _MAX_REFERENCES = 9
 """Uniform policies that are measured: those within budget first."""
 
@@ -135,12 +138,31 @@ def _run(
                 fixed=fixed,
                 on_trial=on_trial,
             )
+    finalists = _climbed(experiment, folder, problem, journal, stages, parallel=parallel)
     with stages("test", "scoring the answer on the test split"):
-        result = result_document(experiment, problem, solution, journal.trials, floor=floor)
+        result = result_document(experiment, problem, solution, finalists, floor=floor)
+        result["trials"] = len(journal.trials)
     with stages("report", "writing the report"):
         result["seconds"], result["command"] = dict(stages.seconds), command
         _write(experiment, folder, result, problem, sensitivity, journal.trials)
     return result
+
+
+def _climbed(
+    experiment: Experiment, folder: Path, problem: Problem, journal: Journal, stages: Stages, *, parallel: int
+) -> list[Trial]:
+    """The trials to choose from: those that climbed the ladder, or all of them where there is none."""
+    if not experiment.config.evaluator.ladder:
+        return journal.trials
+
+    def on_measured(trial: Trial, rung: str) -> None:
+        stages.reporter.note(f"{rung:8s}{_trial_line(trial, problem)}")
+
+    with (
+        stages("ladder", "measuring finalists"),
+        Journal.open(folder / LADDER, _setup(experiment, parallel), resume=True) as upper,
+    ):
+        return climb(experiment, problem, journal.trials, upper, on_measured=on_measured)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def export_policy(
     """
     if samples is not None and not check:
         raise InputError("--samples: is how many samples --check compares; add --check")
-    if (kind := experiment.config.evaluator.kind) not in ("ptq", "bn"):
+    if (kind := experiment.config.evaluator.rungs[-1]) not in ("ptq", "bn"):
         raise InputError(
             f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; take one of kind 'ptq' or 'bn'"
         )

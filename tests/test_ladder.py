@@ -1,0 +1,125 @@
+"""The ladder of fidelities: who climbs it, and whether its rungs rank alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau, spearmanr
+
+from haq.config import load_experiment
+from haq.errors import InputError
+from haq.experiment import Experiment
+from haq.ladder import compare_rungs, rank_correlation
+from haq.run import run_experiment
+from haq.types import Policy
+
+EXPERIMENT = """
+[model]
+name = "digits_cnn"
+[data]
+name = "digits"
+[device]
+profile = "bismo_cloud"
+[space]
+weights = ["int2", "int3", "int4"]
+activations = ["int4"]
+[quantization]
+calibration_samples = 128
+[search]
+strategy = "random"
+max_trials = 5
+[cache]
+enabled = false
+[evaluator]
+kind = "ptq"
+ladder = ["ptq", "bn", "qat:3"]
+reduction = 2.0
+[budgets]
+average_weight_bits = 3.0
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.toml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+def test_the_best_half_and_each_source_s_best_climb_and_the_answer_is_measured_on_the_last_rung(
+    file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _, result = run_experiment(Experiment.load(file), out=out)
+    first, upper = lines(out / "trials.jsonl"), lines(out / "ladder.jsonl")
+    within = [trial for trial in first if trial["costs"]["average_weight_bits"] <= 3.0]
+    scores = {Policy.from_doc(t["policy"]).key: t["measurement"]["score"] for t in within}
+    on_bn = {Policy.from_doc(t["policy"]).key for t in upper if t["measurement"]["fidelity"] == "bn"}
+    on_top = [trial for trial in upper if trial["measurement"]["fidelity"] == "qat:3"]
+    half = -(-len(scores) // 2)
+    assert len(scores) > len(on_bn) >= half
+    assert sum(score > min(scores[key] for key in on_bn) for score in scores.values()) >= half - 1
+    assert 0 < len(on_top) <= len(on_bn)
+    assert result["answer"]["score"] == max(trial["measurement"]["score"] for trial in on_top)
+    assert {trial["source"] for trial in on_top} >= {trial["source"] for trial in within} - {"greedy"}
+    assert result["trials"] == len(first)
+    assert json.loads((out / "policy.json").read_text())["measured"]["fidelity"] == "qat:3"
+
+    before = (out / "ladder.jsonl").read_bytes()
+    (out / "policy.json").unlink()
+    _, again = run_experiment(Experiment.load(file), out=out, resume=True)
+    assert (out / "ladder.jsonl").read_bytes() == before
+    assert again["answer"] == result["answer"]
+
+
+def test_rungs_are_compared_on_the_scores_that_their_evaluators_give(file: Path) -> None:
+    experiment = Experiment.load(file, overrides=['evaluator.ladder=["ptq","bn"]'])
+    document = compare_rungs(experiment, policies=6)
+    policies = [Policy.from_doc(policy) for policy in document["policies"]]
+    assert len({policy.key for policy in policies}) == 6
+    scores = [[experiment.evaluator("search", rung=rung)(p).score for p in policies] for rung in ("ptq", "bn")]
+    assert [rung["scores"] for rung in document["rungs"]] == scores
+    (pair,) = document["pairs"]
+    assert pair["rungs"] == ["ptq", "bn"]
+    assert pair["spearman"]["value"] == pytest.approx(spearmanr(*scores)[0])
+    assert pair["kendall"]["value"] == pytest.approx(kendalltau(*scores)[0])
+
+
+def test_the_bootstrap_interval_is_about_fisher_s_for_normal_scores() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    x[:, 1] += x[:, 0]
+    found = rank_correlation(x, spearmanr, 0)
+    center, width = np.arctanh(found["value"]), 1.96 * np.sqrt(1.06 / 197)
+    assert found["low"] == pytest.approx(np.tanh(center - width), abs=0.04)
+    assert found["high"] == pytest.approx(np.tanh(center + width), abs=0.04)
+    assert rank_correlation(np.ones((5, 2)), spearmanr, 0) == {"value": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('evaluator.ladder=["bn","qat"]', "begins with 'bn'"),
+        ('evaluator.ladder=["ptq"]', "two rungs or more"),
+        ('evaluator.ladder=["ptq","bn","ptq"]', "two rungs or more"),
+        ('evaluator.ladder=["ptq","qat:0"]', "evaluator.ladder"),
+        ("evaluator.ladder=[]", "`reduction` needs"),
+    ],
+)
+def test_ladders_that_cannot_be_climbed_are_refused(file: Path, change: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_experiment(file, overrides=[change])
+
+
+def test_a_ladder_ranks_by_score_and_needs_policies_to_rank(file: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluator.ladder: ranks policies by score"):
+        Experiment.load(file, overrides=["objective=latency_ms"]).check()
+    with pytest.raises(InputError, match="at least 3"):
+        compare_rungs(Experiment.load(file), policies=2)
