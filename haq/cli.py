@@ -394,6 +394,95 @@ def ladder(
 
 
 @app.command()
+def profile(
+    experiment: Annotated[Path, typer.Option(help="Experiment file: model, data and quantization are read.")],
+    out: Annotated[Path, typer.Option(help="The profile to write (.toml).")] = Path("hardware_profiles/mine.toml"),
+    runtime: Annotated[str, typer.Option(help="onnxruntime.")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
+    policies: Annotated[int, typer.Option(min=4, help="Mixed policies to fit the cost of switches on.")] = 12,
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the minimum counts.")] = 30,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with measurements that were stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine for a model: layers in float and int8, switches between them, as a hardware profile."""
+    command = shlex.join(["haq", *sys.argv[1:]])
+    with _running() as bars:
+        from haq.profiling.command import Settings, profile_machine
+
+        settings = Settings(runtime, threads, policies, rounds)
+        pieces = _experiment(experiment, overrides)
+        document = profile_machine(pieces, out, settings=settings, resume=resume, command=command, show=bars)
+    if as_json:
+        _print_json(document)
+        return
+    _show_profile(document)
+
+
+def _show_profile(document: dict[str, Any]) -> None:
+    table = _table("layer", "float us", "int8 us", "faster", title=document["cpu"])
+    for layer, row in document["layers"].items():
+        speed_up = f"{row['float_ms'] / row['low_ms']:.2f}x" if row["low_ms"] else "–"
+        table.add_row(layer, _number(1e3 * row["float_ms"]), _number(1e3 * row["low_ms"]), speed_up)
+    switches = (
+        f"{kind.replace('_', ' ')} {document['fixed_us'][kind]:.3g} us + {value:.3g} ns per element"
+        for kind, value in document["per_element_ns"].items()
+        if value or document["fixed_us"][kind]
+    )
+    otherwise = {name for names in document["executed_otherwise"].values() for name in names}
+    _print(
+        table,
+        f"end to end: float {document['float_ms']:.4g} ms, int8 {document['low_ms']:.4g} ms "
+        f"({document['float_ms'] / document['low_ms']:.2f}x)",
+        f"conversions (down: to int8): {', '.join(switches) or 'none'}",
+        f"fit over {document['policies']} mixed policies, each left out in turn: mean error "
+        f"{document['error_percent']:.2f} %, ninetieth percentile {document['guard_percent']:.2f} %; noise floor "
+        f"{document['noise_floor_percent']:.2f} % over {document['rounds']} rounds",
+        *([f"executed otherwise than asked: {', '.join(sorted(otherwise))}"] if otherwise else []),
+        f"profile: {document['profile']}",
+    )
+
+
+@app.command()
+def validate(
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile that haq profile made.")],
+    experiment: Annotated[Path, typer.Option(help="Experiment file: model, data and quantization are read.")],
+    policies: Annotated[int, typer.Option(min=2, help="How many held-out policies.")] = 40,
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the minimum counts.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Of the policies.")] = 1,
+    baselines: Annotated[
+        bool, typer.Option(help="Also predict with summed stand-alone times and with bit operations.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/<name>-validation.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure random mixed policies end to end and compare with what a measured profile predicts."""
+    with _running() as bars:
+        from haq.profiling.validate import validate_profile
+
+        pieces = _experiment(experiment, overrides)
+        folder = out or Path("runs") / f"{pieces.config.name}-validation"
+        document = validate_profile(
+            pieces, profile, policies=policies, rounds=rounds, seed=seed, out=folder, show=bars, baselines=baselines
+        )
+    if as_json:
+        _print_json({"folder": str(folder), **document})
+        return
+    table = _table(
+        "model", "mean error %", "90th percentile %", "worst %", "bias %", "Spearman", title=document["device"]
+    )
+    for name, row in document["models"].items():
+        table.add_row(name, *(f"{row[key]:.2f}" for key in ("mean", "p90", "worst", "bias")), f"{row['spearman']:.3f}")
+    _print(
+        table,
+        f"{document['policies']} held-out policies, half of them in runs of layers; noise floor "
+        f"{document['noise_floor_percent']:.2f} %",
+        f"figures: {folder / 'validation.json'}\nscatter plot: {folder / 'validation.png'}",
+    )
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders of haq search.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and the page.")],
@@ -559,7 +648,7 @@ def _other(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    searching = sys.argv[1:2] == ["search"]
+    searching = sys.argv[1:2] in (["search"], ["profile"])
     return _fail("interrupted" + "; add --resume to go on where it stopped" * searching, EXIT_INTERRUPTED)
 
 

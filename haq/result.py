@@ -13,6 +13,7 @@ from haq.costs import cost_report
 from haq.errors import InfeasibleError, InputError
 from haq.evaluate import SplitEvaluator
 from haq.experiment import Experiment
+from haq.hardware import profile_warnings
 from haq.problem import Problem
 from haq.search.solve import Solution, solve
 from haq.types import Policy, Trial
@@ -137,7 +138,10 @@ def result_document(
         "trials": len(trials),
         "breakdown": cost_report(experiment.network, experiment.cost_model, answer.policy).to_doc(),
         "marginal": _marginal(problem),
-        "warnings": list(profile.warnings(problem.costs(answer.policy))),
+        "warnings": [
+            *profile_warnings(profile, experiment.network),
+            *profile.warnings(problem.costs(answer.policy)),
+        ],
     }
     result["float"] = {"search_score": floating.score, "test_score": test.float_measurement().score}
     result["accuracy_drop"] = {"search": drop, "test": _test_drop(result)}

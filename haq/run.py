@@ -15,6 +15,7 @@ from haq.evaluate import LocalExecutor, SplitEvaluator
 from haq.execute import CachingExecutor, MeasurementCache
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
+from haq.hardware import profile_warnings
 from haq.ladder import climb
 from haq.problem import Problem
 from haq.progress import Reporter, Silent, Stages
@@ -95,6 +96,8 @@ def run_experiment(
     folder = run_folder(experiment.config.name, out, resume=resume)
     with stages("trace", "tracing the model"):
         experiment.check()
+        for warning in profile_warnings(experiment.profile, experiment.network):
+            stages.reporter.note(f"warning: {warning}")
         _solved(experiment, experiment.problem(None))
     with stages("calibrate", "calibrating"):
         for split in ("search", "test"):

@@ -12,7 +12,7 @@ from haq.export.onnx_activations import BIAS_TOLERANCE, HALF_A_STEP, lower_input
 from haq.export.onnx_graph import Graph
 from haq.export.onnx_outputs import quantize_outputs
 from haq.export.onnx_trace import OPSET, trace_marked
-from haq.export.onnx_weights import fold_batch_norms, lower_weights, split_gemms
+from haq.export.onnx_weights import fold_batch_norms, lower_weights, name_float_layers, name_outputs, split_gemms
 from haq.export.state import ModelState
 from haq.files import write_bytes
 
@@ -36,6 +36,7 @@ def onnx_model(
         InputError: torch cannot export the model.
     """
     graph = Graph(trace_marked(model, state, inputs))
+    name_float_layers(graph, state)
     gains = fold_batch_norms(graph, state)
     split_gemms(graph)
     lower_weights(graph, state, gains, pack=pack)
@@ -44,6 +45,7 @@ def onnx_model(
         quantize_outputs(graph, inputs)
     move_clips(graph)
     quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else BIAS_TOLERANCE)
+    name_outputs(graph, state)
     result = graph.finish([("", OPSET)])
     result.producer_name = "haq"
     onnx.checker.check_model(result)

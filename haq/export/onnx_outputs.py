@@ -29,7 +29,7 @@ def quantize_outputs(graph: Graph, inputs: Any) -> None:
         graph: of the quantized model; changed in place.
         inputs: what the ranges are taken from.
     """
-    written = [value for node in graph.nodes if _is_integer(graph, node) for value in [_end(graph, node)] if value]
+    written = [_end(graph, node) for node in graph.nodes if _is_integer(graph, node)]
     ranges = _ranges(graph, [value for value in written if not _codes(graph, value)], inputs)
     for value in written:
         _write(graph, value, ranges.get(value))
@@ -66,15 +66,15 @@ def _reads_codes(graph: Graph, value: str) -> bool:
     return (codes is None or codes.dtype == np.int8) and zero is not None and zero.dtype in (np.int8, np.uint8)
 
 
-def _end(graph: Graph, node: NodeProto) -> str | None:
-    """The value that is written: behind activations and pools; `None` where it is an output of the network."""
-    value = node.output[0]
+def _end(graph: Graph, node: NodeProto) -> str:
+    """The value that is written: behind activations and pools."""
+    value: str = node.output[0]
     while True:
         following = graph.only_reader(value)
         if following is None or following.op_type not in _FOLLOWED:
             break
         value = following.output[0]
-    return None if value in graph.outputs else value
+    return value
 
 
 def _codes(graph: Graph, value: str) -> NodeProto | None:
@@ -90,21 +90,24 @@ def _write(graph: Graph, value: str, limits: tuple[float, float] | None) -> None
     """Let all that read `value` in float read its codes instead."""
     quantize = _codes(graph, value)
     readers = [node for node in graph.readers(value) if node is not quantize]
-    if not readers:
+    if not readers and value not in graph.outputs:
         return
     if quantize is None:
         assert limits is not None  # of every value that has no codes yet
         quantize = _quantize(graph, value, limits)
     else:
         graph.replace(quantize, [])
+    producer = graph.producer(value)
+    assert producer is not None  # values here are written by nodes
     read = graph.fresh(f"{value}.written")
+    if value in graph.outputs:
+        quantize.input[0], producer.output[0], read = read, read, value
+        readers = []
     for reader in readers:
         for index, name in enumerate(reader.input):
             if name == value:
                 reader.input[index] = read
     inputs = [quantize.output[0], *quantize.input[1:]]
-    producer = graph.producer(value)
-    assert producer is not None  # values here are written by nodes
     dequantize = helper.make_node("DequantizeLinear", inputs, [read], name=f"{value}.dequantize")
     graph.replace(producer, [producer, quantize, dequantize])
 

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from haq.errors import InputError
 from haq.export.state import ModelState, QuantizeInput, restore
-from haq.quant.quantizers import Identity, float_quantizer
+from haq.quant.quantizers import Identity
 from haq.quant.tree import call_model, tensors_in
 
 MARKERS = "haq.markers"
@@ -101,7 +101,7 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
                 kwargs=named or None,
                 dynamo=False,
                 opset_version=OPSET,
-                custom_opsets={MARKERS: 1} if _marks(state) else {},
+                custom_opsets={MARKERS: 1},
                 input_names=names,
                 output_names=outputs,
                 dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)},
@@ -121,21 +121,11 @@ def _in_order(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(inputs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
-def _marks(state: ModelState) -> bool:
-    """Whether anything is quantized."""
-    return any(
-        not isinstance(quantizer, Identity)
-        for layer in state.layers.values()
-        for quantizer in (float_quantizer(layer.precision.weight), layer.input)
-    )
-
-
 def _marked(model: nn.Module, state: ModelState) -> nn.Module:
     module = restore(model, state, hooks=False)
     for name, layer in state.layers.items():
         target = module.get_submodule(name)
-        if not isinstance(float_quantizer(layer.precision.weight), Identity):
-            parametrize.register_parametrization(target, "weight", _MarkWeight(name))
+        parametrize.register_parametrization(target, "weight", _MarkWeight(name))
         if not isinstance(layer.input, Identity):
             target.register_forward_pre_hook(QuantizeInput(_MarkInput(name)), prepend=True, with_kwargs=True)
     return module

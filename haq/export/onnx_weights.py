@@ -14,6 +14,7 @@ from haq.export.state import IntegerWeight, LayerState, ModelState
 _SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16}
 _UNSIGNED = {4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
 _CASTS = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
+_FUSED = ("BatchNormalization", "Relu", "Clip")
 _BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes for which ONNX Runtime multiplies with 4-bit weights as they are (MatMulNBits)."""
 
@@ -51,6 +52,32 @@ def container(layer: LayerState, *, pack: bool) -> int:
     if not pack or not fmt.is_integer:
         width = max(width, 8)
     return (_UNSIGNED if unsigned else _SIGNED)[width]
+
+
+def name_float_layers(graph: Graph, state: ModelState) -> None:
+    """Take the markers off float32 weights; the nodes that read them get their layers' names."""
+    for marker in [node for node in graph.nodes if node.op_type == "Weight"]:
+        name = attribute(marker, "layer")
+        if state.layers[name].weight is not None or state.layers[name].precision.weight.name in _CASTS:
+            continue
+        for reader in graph.readers(marker.output[0]):
+            computes = graph.readers(reader.output[0]) if reader.op_type == "Transpose" else [reader]
+            for node in computes:
+                node.name = name
+        graph.rename(marker.output[0], marker.input[0])
+        graph.replace(marker, [])
+
+
+def name_outputs(graph: Graph, state: ModelState) -> None:
+    """Call what a layer writes, up to its activation, `<layer>.output.<n>`: a runtime names fused nodes so."""
+    for node in [node for node in graph.nodes if node.name in state.layers]:
+        current: NodeProto | None = node
+        while current is not None and current.output[0] not in graph.outputs:
+            old, new = current.output[0], graph.fresh(f"{node.name}.output")
+            graph.rename(old, new)
+            current.output[0] = new
+            following = graph.only_reader(new)
+            current = following if following is not None and following.op_type in _FUSED else None
 
 
 def fold_batch_norms(graph: Graph, state: ModelState) -> dict[str, np.ndarray]:

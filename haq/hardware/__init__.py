@@ -6,11 +6,12 @@ from typing import Literal
 
 from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
 from haq.hardware.bit_serial import BitSerialModel
+from haq.hardware.host import cpu_model, profile_warnings
 from haq.hardware.packing import Granularity
 from haq.hardware.profile import HardwareProfile, list_profiles, load_profile, profile_names
 from haq.hardware.roofline import RooflineModel
 from haq.hardware.systolic import SystolicModel
-from haq.hardware.table import TableModel, shape_key
+from haq.hardware.table import TableModel, network_digest, shape_key
 
 COST_MODELS: dict[str, type[ProfileCostModel]] = {
     "capability": ProfileCostModel,
@@ -46,9 +47,12 @@ __all__ = [
     "CostModel",
     "HardwareProfile",
     "build_cost_model",
+    "cpu_model",
     "list_profiles",
     "load_profile",
+    "network_digest",
     "profile_names",
+    "profile_warnings",
     "require_metrics",
     "shape_key",
 ]

@@ -22,6 +22,7 @@ from haq.hardware.sections import (
     Device,
     FormatName,
     FormatRow,
+    Measured,
     Memory,
     Op,
     Overhead,
@@ -55,6 +56,8 @@ class HardwareProfile(Section):
     batch: Count = 1
     device: Device
     provenance: Provenance
+    measured: Measured | None = None
+    """Of a profile that `haq profile` made."""
     formats: tuple[FormatRow, ...] = Field(min_length=1)
     input_format: FormatName | None = None
     """The format in which the network's input arrives; left out: in whichever the first layer wants, at no cost."""

@@ -191,6 +191,26 @@ class Provenance(Section):
         return self
 
 
+class Measured(Section):
+    """The machine and the network that `haq profile` measured, and how well its model of them holds."""
+
+    cpu: Text
+    package: str = ""
+    """The Python package that executes; empty where it is none of this machine."""
+    package_version: str = ""
+    threads: Count
+    network: Text
+    """`haq.hardware.network_digest` of the model: times are of its layers within its graph."""
+    noise_floor_percent: NonNegative
+    """Mean difference between the minima of two halves of the repeats."""
+    error_percent: NonNegative
+    """Mean error of the fit, each calibration policy left out in turn."""
+    guard_percent: NonNegative
+    """Ninetieth percentile of that error."""
+    policies: tuple[str, ...] = ()
+    """Keys of the policies that it was fitted on."""
+
+
 class ProfileQuantization(Section):
     """What the device's runtime expects; left out: the experiment's choice. See `config.QuantizationConfig`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from haq.errors import InputError
 from haq.hardware.base import ProfileCostModel
 from haq.hardware.sections import Table
-from haq.types import Format, LayerSpec, Precision
+from haq.types import Format, LayerSpec, Network, Precision
 
 COLUMNS = ("layer", "weight", "activation", "latency_ms", "energy_mj")
 
@@ -34,6 +35,12 @@ def shape_key(layer: LayerSpec) -> str:
         f"{layer.kind}_i{layer.in_channels}_o{layer.out_channels}_k{times(layer.kernel)}_s{times(layer.stride)}"
         f"_g{layer.groups}_in{times(layer.input_shape[1:])}_out{times(layer.output_shape[1:])}"
     )
+
+
+def network_digest(network: Network) -> str:
+    """What a table of a network's own layers depends on: their names and shapes, in order."""
+    text = "\n".join(f"{layer.name} {shape_key(layer)}" for layer in network.layers)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Entry(NamedTuple):

@@ -3,5 +3,6 @@
 from haq.report.compare import compare_runs
 from haq.report.html import write_report
 from haq.report.plots import write_heat_map, write_plots
+from haq.report.validation import write_validation
 
-__all__ = ["compare_runs", "write_heat_map", "write_plots", "write_report"]
+__all__ = ["compare_runs", "write_heat_map", "write_plots", "write_report", "write_validation"]

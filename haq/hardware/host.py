@@ -1,0 +1,60 @@
+"""The machine that this runs on, and whether a measured profile is of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import Measured
+from haq.hardware.table import network_digest
+from haq.types import Network
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model"))]
+    return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def profile_warnings(profile: HardwareProfile, network: Network) -> tuple[str, ...]:
+    """Why a measured profile may not hold here: another machine, runtime or model. Empty: nothing speaks against it."""
+    measured = profile.measured
+    if measured is None:
+        return ()
+    warnings = _host_warnings(measured, name=profile.name)
+    if network_digest(network) != measured.network:
+        warnings += (f"profile {profile.name} was measured for another model: its layers' times do not hold here",)
+    return warnings
+
+
+def _host_warnings(measured: Measured, *, name: str) -> tuple[str, ...]:
+    differences = []
+    if cpu_model() != measured.cpu:
+        differences.append(f"this processor is {cpu_model()}, not {measured.cpu}")
+    if measured.package:
+        try:
+            here = version(measured.package)
+        except PackageNotFoundError:
+            here = "not installed"
+        if here != measured.package_version:
+            differences.append(f"{measured.package} is {here} here, not {measured.package_version}")
+    if cores() < measured.threads:
+        differences.append(f"this process may use {cores()} processors, fewer than {measured.threads} threads")
+    return tuple(
+        f"profile {name} was measured elsewhere: {text}; its times do not hold here; measure your own with haq profile"
+        for text in differences
+    )

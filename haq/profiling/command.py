@@ -1,0 +1,243 @@
+"""`haq profile`: measure this machine for a model, and write what it costs as a hardware profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from haq import __version__
+from haq.costs import cost_report
+from haq.errors import InputError
+from haq.hardware import build_cost_model, cpu_model, network_digest
+from haq.hardware.host import cores
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import Measured
+from haq.profiling.base import Prepared, Runtime
+from haq.profiling.document import write_profile
+from haq.profiling.fit import Fit, Sample, fit, left_out_errors, sample, shares
+from haq.profiling.journal import Measurements
+from haq.profiling.policies import anchors, mixed_policies
+from haq.profiling.runtimes import QUANTIZATION, build_runtime, check_runtime
+from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor
+from haq.progress import Reporter
+from haq.quant import QuantizedModel, resolve
+from haq.types import Network, Policy
+
+if TYPE_CHECKING:
+    from haq.experiment import Experiment
+
+_US_PER_MS = 1e3
+_LAYER_RUNS = 200
+_SAMPLES = 32
+_MOST_UNMET_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+        runtime: a name in `RUNTIMES`.
+        threads: of one operator.
+        policies: mixed ones, for the switches.
+        rounds: of interleaved repeats.
+        seed: of the mixed policies.
+    """
+
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    policies: int = 12
+    rounds: int = 30
+    seed: int = 0
+
+
+def open_runtime(experiment: Experiment, name: str, *, threads: int) -> Runtime:
+    """The runtime for an experiment's model, quantized as the experiment says, else as integer kernels want it.
+
+    Raises:
+        InputError: the runtime is unknown or cannot run the model, or there are not so many processors.
+    """
+    check_runtime(name)
+    if threads > cores():
+        raise InputError(f"--threads {threads}: this process may use {cores()} processors")
+    quantization = resolve(experiment.config.quantization, QUANTIZATION)
+    data = experiment.data.train
+    quantized = QuantizedModel(
+        experiment.model,
+        quantization=quantization,
+        calibration=list(data.head(quantization.calibration_samples).batches(experiment.config.evaluator.batch_size)),
+        layers=experiment.network.layer_names,
+    )
+    return build_runtime(name, experiment.model, quantized, data.head(_SAMPLES).inputs, threads=threads)
+
+
+def prepare(runtime: Runtime, policies: Sequence[Policy], show: Reporter) -> dict[str, Prepared]:
+    """Policy key -> ready to run; tells the progress."""
+    prepared = {}
+    for index, policy in enumerate(policies):
+        show.step(index, len(policies))
+        prepared[policy.key] = runtime.prepare(policy)
+    return prepared
+
+
+def features(network: Network, policies: Sequence[Policy], times: Mapping[str, float]) -> list[Sample]:
+    """What the fit knows of measured policies."""
+    plain = HardwareProfile.model_validate(
+        {
+            "name": "float-and-int8",
+            "title": "formats only",
+            "kind": "capability",
+            "device": {"vendor": "-", "chip": "-"},
+            "provenance": {"source": "-", "date": "2026-01-01", "derived": "formats only"},
+            "formats": [{"pairs": ["wfp32afp32", "w8a8"]}],
+            "input_format": "fp32",
+        }
+    )
+    model = build_cost_model(plain)
+    return [sample(cost_report(network, model, policy), times[policy.key]) for policy in policies]
+
+
+def profile_machine(
+    experiment: Experiment, out: Path, *, settings: Settings, resume: bool, command: str, show: Reporter
+) -> dict[str, Any]:
+    """Measure this machine for the experiment's model and write a profile.
+
+    Args:
+        experiment: its model, data and quantization settings; the device that it names is not read.
+        out: the profile, ends in `.toml`; beside it the table (`.csv`) and the raw measurements
+            (`.measurements.jsonl`) are written.
+        settings: how much is measured.
+        resume: go on with the measurements that are there.
+        command: how the user started it, for the provenance.
+        show: shows progress.
+
+    Returns:
+        What was found, as plain data.
+
+    Raises:
+        InputError: something the user gave cannot be used.
+    """
+    if out.suffix != ".toml":
+        raise InputError(f"--out {out}: a profile is a TOML file; end its name in .toml")
+    if out.exists() and not resume:
+        raise InputError(f"{out}: is there already; name another --out, or add --resume to go on with its measurements")
+    show.stage("tracing the model")
+    network = experiment.network
+    show.stage("calibrating")
+    runtime = open_runtime(experiment, settings.runtime, threads=settings.threads)
+    setup = _setup(experiment, runtime, settings)
+    journal = Measurements(out.with_suffix(".measurements.jsonl"), setup, resume=resume)
+    try:
+        ends = anchors(network.layer_names, runtime.low)
+        mixed = mixed_policies(network.layer_names, runtime.low, settings.policies, seed=settings.seed)
+        _measure(runtime, [*ends, *mixed], journal, settings, show)
+    finally:
+        journal.close()
+    rounds: Rounds = journal.of("round")
+    times, layers, unmet = minima(rounds), journal.of("layers")[0], journal.of("unmet")[0]
+    low = shares(layers["low"], times[ends[1].key] * _US_PER_MS)
+    floating = shares(layers["float"], times[ends[0].key] * _US_PER_MS)
+    top, bottom, *rest = features(network, [*ends, *mixed], times)
+    found = fit(floating, low, (top, bottom), rest)
+    errors = np.abs(left_out_errors(floating, low, (top, bottom), rest))
+    measured = Measured(
+        cpu=cpu_model(),
+        package=runtime.package[0],
+        package_version=runtime.package[1],
+        threads=settings.threads,
+        network=network_digest(network),
+        noise_floor_percent=round(noise_floor(rounds), 3),
+        error_percent=round(float(errors.mean()), 3),
+        guard_percent=round(float(np.quantile(errors, 0.9)), 3),
+        policies=tuple(policy.key for policy in (*ends, *mixed)),
+    )
+    source = f"haq {__version__} on this machine: {command}" if command else f"haq {__version__} on this machine"
+    notes = _notes(unmet, mixed, rounds)
+    write_profile(
+        out, network, found, runtime.low, measured=measured, runtime=runtime.title, source=source, notes=notes
+    )
+    return _document(out, network, found, (top, bottom), measured, unmet, len(rest), len(rounds))
+
+
+def _setup(experiment: Experiment, runtime: Runtime, settings: Settings) -> dict[str, Any]:
+    return {
+        "haq": __version__,
+        "cpu": cpu_model(),
+        "runtime": runtime.title,
+        "threads": settings.threads,
+        "policies": settings.policies,
+        "seed": settings.seed,
+        "model": experiment.hashes["model"],
+        "quantization": resolve(experiment.config.quantization, QUANTIZATION).model_dump(mode="json"),
+    }
+
+
+def _measure(
+    runtime: Runtime, policies: Sequence[Policy], journal: Measurements, settings: Settings, show: Reporter
+) -> None:
+    if not journal.of("layers"):
+        show.stage("timing layers inside the graph")
+        named = zip(("float", "low"), policies[:2], strict=True)
+        times = {name: runtime.layer_times(policy, runs=_LAYER_RUNS) for name, policy in named}
+        journal.add("layers", times)
+    left = settings.rounds - len(journal.of("round"))
+    if left <= 0 and journal.of("unmet"):
+        return
+    show.stage(f"exporting {len(policies)} policies")
+    prepared = prepare(runtime, policies, show)
+    journal.add("unmet", {key: list(entry.unmet) for key, entry in prepared.items() if entry.unmet})
+    show.stage(f"timing {len(policies)} policies, interleaved")
+
+    def done(minima_of_round: dict[str, float]) -> None:
+        journal.add("round", minima_of_round)
+        show.step(len(journal.of("round")), settings.rounds)
+
+    measure_rounds(prepared, left, threads=settings.threads, done=done)
+
+
+def _notes(unmet: Mapping[str, Sequence[str]], mixed: Sequence[Policy], rounds: Rounds) -> tuple[str, ...]:
+    medians = {key: float(np.median([entry[key] for entry in rounds])) for key in rounds[0]}
+    spread = max(medians[key] / ms - 1.0 for key, ms in minima(rounds).items())
+    notes = [
+        "only float32 and int8 are really executed by this runtime; other formats are stored, not accelerated",
+        f"{len(mixed)} mixed policies, {len(rounds)} rounds; the median round is up to {100 * spread:.0f} % above the "
+        "minimum",
+        "no energy: nothing was read from a power counter",
+    ]
+    layers = sorted({name for names in unmet.values() for name in names})
+    if layers:
+        shown = ", ".join(layers[:_MOST_UNMET_SHOWN]) + (", ..." if len(layers) > _MOST_UNMET_SHOWN else "")
+        notes.append(f"executed otherwise than asked in some policies: {shown}")
+    return tuple(notes)
+
+
+def _document(
+    out: Path,
+    network: Network,
+    found: Fit,
+    ends: tuple[Sample, Sample],
+    measured: Measured,
+    unmet: Mapping[str, Sequence[str]],
+    policies: int,
+    rounds: int,
+) -> dict[str, Any]:
+    return {
+        "profile": str(out),
+        "table": str(out.with_suffix(".csv")),
+        "float_ms": ends[0].ms,
+        "low_ms": ends[1].ms,
+        "layers": {
+            layer.name: {"float_ms": found.floating[layer.name], "low_ms": found.low[layer.name]}
+            for layer in network.layers
+        },
+        "fixed_us": {kind: value * _US_PER_MS for kind, value in found.fixed.items()},
+        "per_element_ns": {kind: value * 1e6 for kind, value in found.per_element.items()},
+        "policies": policies,
+        "rounds": rounds,
+        "executed_otherwise": {key: list(names) for key, names in unmet.items()},
+        **measured.model_dump(exclude={"policies", "network"}),
+    }

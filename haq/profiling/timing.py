@@ -1,0 +1,78 @@
+"""Timing policies against each other: pinned, interleaved, the minimum over repeats, and its noise."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import numpy as np
+
+from haq.profiling.base import Prepared
+
+_SLICE_SECONDS = 0.02
+_LEAST_RUNS = 3
+_WARM_UP = 5
+
+Rounds = list[dict[str, float]]
+"""For each round of repeats: policy key -> least milliseconds of that round."""
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """This process on `threads` processors, where the system can do that, and without garbage collection."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    enabled = gc.isenabled()
+    gc.disable()
+    with suppress(OSError):
+        if allowed:
+            os.sched_setaffinity(0, sorted(allowed)[-threads:])
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        with suppress(OSError):
+            if allowed:
+                os.sched_setaffinity(0, allowed)
+
+
+def measure_rounds(
+    prepared: Mapping[str, Prepared], rounds: int, *, threads: int, done: Callable[[dict[str, float]], None]
+) -> None:
+    """Run all policies in turn, `rounds` times; `done` gets the minima of each round as soon as it ends.
+
+    A round gives every policy the same slice of time, so that a slow spell of the machine falls on all of them.
+    """
+    with pinned(threads):
+        for entry in prepared.values():
+            for _ in range(_WARM_UP):
+                entry.run()
+        for _ in range(rounds):
+            done({key: _slice(entry) for key, entry in prepared.items()})
+
+
+def _slice(prepared: Prepared) -> float:
+    best, runs, start = np.inf, 0, time.perf_counter()
+    prepared.run()  # the caches hold another policy's weights
+    while runs < _LEAST_RUNS or time.perf_counter() - start < _SLICE_SECONDS:
+        before = time.perf_counter()
+        own = prepared.run()
+        best = min(best, (time.perf_counter() - before) * 1e3 if own is None else own)
+        runs += 1
+    return float(best)
+
+
+def minima(rounds: Rounds) -> dict[str, float]:
+    """Policy key -> least milliseconds over all rounds."""
+    return {key: min(entry[key] for entry in rounds) for key in rounds[0]}
+
+
+def noise_floor(rounds: Rounds) -> float:
+    """Mean difference between the minima of even and of odd rounds, in per cent: no model can be tested below it."""
+    if len(rounds) < 2:
+        return 0.0
+    even, odd = minima(rounds[::2]), minima(rounds[1::2])
+    return 100.0 * float(np.mean([abs(even[key] - odd[key]) / min(even[key], odd[key]) for key in even]))

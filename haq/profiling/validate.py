@@ -1,0 +1,163 @@
+"""`haq validate`: how well does a profile predict policies that it was not fitted on?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from haq.costs import cost_report
+from haq.errors import InputError
+from haq.files import write_json
+from haq.hardware import HardwareProfile, build_cost_model, load_profile, profile_warnings
+from haq.hardware.sections import Measured
+from haq.profiling.command import open_runtime, prepare
+from haq.profiling.policies import anchors, mixed_policies
+from haq.profiling.standalone import standalone_times, summed
+from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor
+from haq.progress import Reporter
+from haq.report import write_validation
+
+if TYPE_CHECKING:
+    from haq.experiment import Experiment
+
+RUNTIMES = {"onnxruntime": "onnxruntime"}
+"""Package of a measured profile -> the runtime that executes it."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well predictions fit measurements; errors in per cent of what was measured.
+
+    Attributes:
+        mean: absolute error.
+        p90: ninetieth percentile of it.
+        worst: largest.
+        bias: mean signed error; above 0: predicted too slow.
+        spearman: rank correlation.
+    """
+
+    mean: float
+    p90: float
+    worst: float
+    bias: float
+    spearman: float
+
+
+def accuracy(predicted: Sequence[float], measured: Sequence[float]) -> Accuracy:
+    """Compare two lists of times."""
+    errors = 100.0 * (np.asarray(predicted) / np.asarray(measured) - 1.0)
+    size = np.abs(errors)
+    rank = float(spearmanr(predicted, measured).statistic)
+    return Accuracy(float(size.mean()), float(np.quantile(size, 0.9)), float(size.max()), float(errors.mean()), rank)
+
+
+def measured_profile(path: str | Path) -> tuple[HardwareProfile, Measured]:
+    """Read a profile that `haq profile` made.
+
+    Raises:
+        InputError: no such profile, or one that was not measured.
+    """
+    profile = load_profile(path)
+    if profile.measured is None or profile.measured.package not in RUNTIMES:
+        raise InputError(f"{path}: was not measured on a machine; make a profile of this one with haq profile")
+    return profile, profile.measured
+
+
+def validate_profile(
+    experiment: Experiment,
+    path: str | Path,
+    *,
+    policies: int,
+    rounds: int,
+    seed: int,
+    out: Path,
+    show: Reporter,
+    baselines: bool = True,
+) -> dict[str, Any]:
+    """Predict and measure random mixed policies; write `validation.json` and `validation.png` into `out`.
+
+    Args:
+        experiment: its model and data.
+        path: the profile, a name or a file.
+        policies: how many; half in runs of layers, half independent by layer; none that the profile was fitted on.
+        rounds: interleaved repeats.
+        seed: of the policies.
+        out: folder.
+        show: shows progress.
+        baselines: also the summed stand-alone times and the bit operations.
+
+    Returns:
+        The content of `validation.json`.
+
+    Raises:
+        InputError: the profile is not a measured one, or does not fit the model.
+    """
+    profile, measured = measured_profile(path)
+    show.stage("tracing the model")
+    network = experiment.network
+    for warning in (warnings := profile_warnings(profile, network)):
+        show.note(f"warning: {warning}")
+    model = build_cost_model(profile)
+    name = RUNTIMES[measured.package]
+    runtime = open_runtime(experiment, name, threads=measured.threads)
+    held_out = mixed_policies(network.layer_names, runtime.low, policies, seed=seed, exclude=measured.policies)
+    ends = anchors(network.layer_names, runtime.low)
+    chosen = [*ends, *held_out]
+    predicted = [cost_report(network, model, policy).totals for policy in chosen]
+    show.stage(f"exporting {len(chosen)} policies")
+    prepared = prepare(runtime, chosen, show)
+    show.stage(f"timing {len(chosen)} policies, interleaved")
+    taken: Rounds = []
+
+    def done(entry: dict[str, float]) -> None:
+        taken.append(entry)
+        show.step(len(taken), rounds)
+
+    measure_rounds(prepared, rounds, threads=measured.threads, done=done)
+    times = minima(taken)
+    ms = [times[policy.key] for policy in chosen]
+    models = {"this profile": [entry["latency_ms"] for entry in predicted]}
+    if baselines:
+        show.stage("timing each layer alone")
+        alone = standalone_times(
+            experiment.model, network, runtime.low, runtime=name, threads=measured.threads, show=show
+        )
+        models["summed stand-alone times"] = summed(alone, chosen)
+        models["bit operations, through both ends"] = _through_ends([entry["bops"] for entry in predicted], ms)
+    document = {
+        "schema_version": 1,
+        "profile": profile.name,
+        "device": profile.title,
+        "experiment": experiment.config.name,
+        "policies": len(held_out),
+        "rounds": rounds,
+        "noise_floor_percent": noise_floor(taken),
+        "warnings": list(warnings),
+        "float_ms": ms[0],
+        "low_ms": ms[1],
+        "models": {key: asdict(accuracy(values[2:], ms[2:])) for key, values in models.items()},
+        "rows": [
+            {
+                "policy": policy.to_doc(),
+                "clustered": index % 2 == 0,
+                "measured_ms": ms[index + 2],
+                "predicted_ms": {key: values[index + 2] for key, values in models.items()},
+                "executed_otherwise": list(prepared[policy.key].unmet),
+            }
+            for index, policy in enumerate(held_out)
+        ],
+    }
+    write_json(out / "validation.json", document)
+    write_validation(document, out / "validation.png")
+    return document
+
+
+def _through_ends(values: Sequence[float], ms: Sequence[float]) -> list[float]:
+    """The straight line from a proxy to milliseconds that is exact for the first two policies, the anchors."""
+    slope = (ms[0] - ms[1]) / (values[0] - values[1]) if values[0] != values[1] else 0.0
+    return [ms[1] + slope * (value - values[1]) for value in values]

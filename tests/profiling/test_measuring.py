@@ -1,0 +1,93 @@
+"""Timing, the policies that are timed, and the file of what was timed so far."""
+
+import itertools
+import json
+
+import pytest
+
+from haq.errors import InputError
+from haq.profiling.base import Prepared
+from haq.profiling.journal import Measurements
+from haq.profiling.policies import mixed_policies
+from haq.profiling.timing import measure_rounds, minima, noise_floor
+from haq.types import Precision
+
+LAYERS = [f"layer{index}" for index in range(12)]
+LOW = Precision.parse("w8a8")
+
+
+def test_rounds_are_interleaved_and_hold_the_least_of_each(monkeypatch):
+    monkeypatch.setattr("haq.profiling.timing._SLICE_SECONDS", 0.0)
+    order, clock = [], itertools.count(1000, -1)
+
+    def run(name):
+        order.append(name)
+        return float(next(clock))
+
+    taken = []
+    prepared = {name: Prepared(lambda name=name: run(name), {}) for name in "ab"}
+    measure_rounds(prepared, 3, threads=1, done=taken.append)
+    assert [set(entry) for entry in taken] == [{"a", "b"}] * 3
+    assert minima(taken) == taken[-1]  # times only fall here
+    changes = sum(one != other for one, other in itertools.pairwise(order))
+    assert changes >= 6  # a, b in the warm-up and in each of three rounds
+
+
+def test_the_noise_floor_compares_two_halves():
+    rounds = [{"a": 10.0, "b": 5.0}, {"a": 11.0, "b": 5.0}, {"a": 12.0, "b": 6.0}, {"a": 12.0, "b": 7.0}]
+    assert minima(rounds) == {"a": 10.0, "b": 5.0}
+    assert noise_floor(rounds) == pytest.approx((10.0 + 0.0) / 2)
+
+
+def test_mixed_policies_differ_from_each_other_and_from_those_excluded():
+    first = mixed_policies(LAYERS, LOW, 20, seed=0)
+    second = mixed_policies(LAYERS, LOW, 20, seed=0, exclude=[policy.key for policy in first])
+    assert len({policy.key for policy in (*first, *second)}) == 40
+    assert all(len(set(policy.values())) == 2 for policy in first)
+    assert mixed_policies(LAYERS, LOW, 20, seed=0) == first
+
+
+def test_every_other_policy_is_clustered():
+    def switches(policy):
+        values = list(policy.values())
+        return sum(one != other for one, other in itertools.pairwise(values))
+
+    chosen = mixed_policies([f"layer{index}" for index in range(50)], LOW, 200, seed=3)
+    counts = [switches(policy) for policy in chosen]
+    assert sum(counts[::2]) < 0.5 * sum(counts[1::2])
+
+
+def test_a_small_network_gives_what_it_has():
+    assert len(mixed_policies(["a", "b"], LOW, 10, seed=0)) == 2
+
+
+def test_measurements_survive_a_torn_last_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    journal = Measurements(path, {"threads": 1}, resume=False)
+    journal.add("round", {"a": 1.5})
+    journal.close()
+    path.write_bytes(path.read_bytes() + b'{"round": {"a"')
+    again = Measurements(path, {"threads": 1}, resume=True)
+    again.add("round", {"a": 1.4})
+    again.close()
+    assert again.of("round") == [{"a": 1.5}, {"a": 1.4}]
+    assert [next(iter(json.loads(line))) for line in path.read_text().splitlines()] == ["setup", "round", "round"]
+
+
+@pytest.mark.parametrize(
+    ("content", "resume", "message"),
+    [
+        (None, True, r"nothing to resume \(No such file"),
+        (b'{"setup": {"threads": 1}}\n', False, "measurements are there already; add --resume"),
+        (b'{"setup": {"threads": 2}}\n', True, r"the setup changed: threads \(2 -> 1\); name another --out"),
+        (b"hello\n", True, "not a file of measurements"),
+        (b"", True, "not a file of measurements"),
+    ],
+    ids=["missing", "there", "changed", "garbage", "empty"],
+)
+def test_other_files_are_refused(tmp_path, content, resume, message):
+    path = tmp_path / "m.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        Measurements(path, {"threads": 1}, resume=resume)

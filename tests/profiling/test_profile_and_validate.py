@@ -1,0 +1,193 @@
+"""`haq profile` and `haq validate`: on a device whose costs are known, and once on this machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from haq import Experiment, InputError, load_profile
+from haq.costs import cost_report
+from haq.hardware import build_cost_model, profile_warnings
+from haq.hardware.table import TableModel
+from haq.profiling import command, validate
+from haq.profiling.base import FLOAT, Prepared
+from haq.profiling.command import Settings, profile_machine
+from haq.profiling.policies import mixed_policies
+from haq.profiling.validate import accuracy, validate_profile
+from haq.progress import Silent
+from haq.types import Precision
+
+pytest.importorskip("onnxruntime")
+QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
+LOW = Precision.parse("w8a8")
+SETTINGS = Settings(policies=14, rounds=4)
+
+
+class KnownDevice:
+    """Every layer 1 ms in float and 0.25 ms in int8; a conversion 0.1 us per element."""
+
+    name, title, package, low = "onnxruntime", "known 1.0", ("onnxruntime", "1.0"), LOW
+
+    def __init__(self, experiment, *, dies_after: int | None = None) -> None:
+        self.network, self.runs, self.dies_after = experiment.network, 0, dies_after
+
+    def layer_times(self, policy, *, runs):
+        return {name: 1000.0 if precision == FLOAT else 250.0 for name, precision in policy.items()}
+
+    def ms(self, policy) -> float:
+        (entry,) = command.features(self.network, [policy], {policy.key: 0.0})
+        converted = sum(elements for _, elements in entry.counts.values())
+        return sum(0.25 if name in entry.low else 1.0 for name in policy) + 1e-4 * converted
+
+    def prepare(self, policy) -> Prepared:
+        def run() -> float:
+            self.runs += 1
+            if self.dies_after is not None and self.runs > self.dies_after:
+                raise KeyboardInterrupt
+            return self.ms(policy)
+
+        return Prepared(run, {})
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return Experiment.load(QUICKSTART)
+
+
+@pytest.fixture
+def known(monkeypatch, experiment):
+    def use(**options) -> KnownDevice:
+        device = KnownDevice(experiment, **options)
+        for module in (command, validate):
+            monkeypatch.setattr(module, "open_runtime", lambda *_, **__: device)
+        monkeypatch.setattr("haq.profiling.timing._SLICE_SECONDS", 0.0)
+        return device
+
+    return use
+
+
+def make(experiment, out, **options):
+    arguments = {"settings": SETTINGS, "resume": False, "command": "haq profile", "show": Silent()} | options
+    return profile_machine(experiment, out, **arguments)
+
+
+def test_the_profile_predicts_the_device(tmp_path, experiment, known):
+    device = known()
+    document = make(experiment, tmp_path / "mine.toml")
+    profile = load_profile(tmp_path / "mine.toml")
+    model = build_cost_model(profile)
+    assert isinstance(model, TableModel)
+    assert {str(precision) for precision in profile.all_precisions} == {"wfp32afp32", "w8a8"}
+    assert document["float_ms"] == pytest.approx(7.0)
+    assert document["noise_floor_percent"] == 0
+    for policy in mixed_policies(experiment.network.layer_names, LOW, 10, seed=9):
+        predicted = cost_report(experiment.network, model, policy).totals["latency_ms"]
+        assert predicted == pytest.approx(device.ms(policy), rel=0.03)
+
+
+def test_a_killed_profiling_goes_on_where_it_stopped(tmp_path, experiment, known):
+    known(dies_after=200)
+    out = tmp_path / "mine.toml"
+    with pytest.raises(KeyboardInterrupt):
+        make(experiment, out)
+    kept = out.with_suffix(".measurements.jsonl").read_text().splitlines()
+    assert not out.exists()
+    assert 3 < len(kept) < 7  # setup, layers, unmet, and some but not all of four rounds
+    known()
+    with pytest.raises(InputError, match="measurements are there already; add --resume"):
+        make(experiment, out)
+    document = make(experiment, out, resume=True)
+    lines = out.with_suffix(".measurements.jsonl").read_text().splitlines()
+    assert lines[: len(kept)] == kept
+    assert sum(line.startswith('{"round"') for line in lines) == document["rounds"] == 4
+
+
+def test_validation_compares_held_out_policies(tmp_path, experiment, known):
+    known()
+    make(experiment, tmp_path / "mine.toml")
+    document = validate_profile(
+        experiment,
+        tmp_path / "mine.toml",
+        policies=20,
+        rounds=2,
+        seed=1,
+        out=tmp_path / "v",
+        show=Silent(),
+        baselines=False,
+    )
+    fitted = set(load_profile(tmp_path / "mine.toml").measured.policies)
+    found = document["models"]["this profile"]
+    assert found["mean"] < 2
+    assert found["spearman"] > 0.99
+    assert len(document["rows"]) == 20
+    assert all(row["measured_ms"] > 0 for row in document["rows"])
+    assert len(fitted) == 16
+    assert json.loads((tmp_path / "v" / "validation.json").read_text())["models"]["this profile"] == found
+    assert (tmp_path / "v" / "validation.png").stat().st_size > 5000
+
+
+def test_accuracy_by_hand():
+    found = accuracy([11.0, 18.0, 30.0], [10.0, 20.0, 30.0])
+    assert (found.mean, found.worst) == (pytest.approx(20 / 3), pytest.approx(10))
+    assert found.bias == pytest.approx(0)
+    assert found.spearman == pytest.approx(1)
+
+
+def test_a_profile_from_elsewhere_is_used_only_with_a_warning(tmp_path, experiment, known):
+    known()
+    path = tmp_path / "mine.toml"
+    make(experiment, path)
+    text = path.read_text()
+    version = __import__("onnxruntime").__version__
+    here = text.replace('package_version = "1.0"', f'package_version = "{version}"')
+    path.write_text(here)
+    assert profile_warnings(load_profile(path), experiment.network) == ()
+    cpu = load_profile(path).measured.cpu
+    path.write_text(text.replace(f'cpu = "{cpu}"', 'cpu = "Z80"').replace("threads = 1", "threads = 999"))
+    warnings = profile_warnings(load_profile(path), experiment.network)
+    assert [word for word in ("not Z80", f"is {version} here, not 1.0", "fewer than 999") if word in " ".join(warnings)]
+    assert len(warnings) == 3
+    other = type(experiment.network)(experiment.network.layers[:-1], ())
+    assert "was measured for another model" in profile_warnings(load_profile(path), other)[-1]
+
+
+@pytest.mark.parametrize(
+    ("out", "settings", "message"),
+    [
+        ("mine.json", Settings(), "a profile is a TOML file; end its name in .toml"),
+        ("mine.toml", Settings(runtime="tvm"), "--runtime 'tvm': unknown; known: onnxruntime"),
+        ("mine.toml", Settings(threads=4096), r"--threads 4096: this process may use \d+ processors"),
+    ],
+    ids=["out", "runtime", "threads"],
+)
+def test_what_cannot_be_measured_is_one_line(tmp_path, experiment, out, settings, message):
+    with pytest.raises(InputError, match=message):
+        make(experiment, tmp_path / out, settings=settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_affine_weights_are_refused(tmp_path):
+    affine = Experiment.load(QUICKSTART, overrides=["quantization.weight_scheme=affine"])
+    with pytest.raises(InputError, match=r"no fast kernels for it; set quantization.weight_scheme = 'symmetric'"):
+        make(affine, tmp_path / "mine.toml")
+
+
+def test_a_profile_that_was_not_measured_cannot_be_validated(tmp_path, experiment):
+    with pytest.raises(InputError, match="xeon_vnni_ort: was not measured on a machine"):
+        validate_profile(experiment, "xeon_vnni_ort", policies=2, rounds=2, seed=1, out=tmp_path, show=Silent())
+
+
+def test_onnxruntime_on_this_machine(tmp_path, experiment):
+    out = tmp_path / "mine.toml"
+    document = make(experiment, out, settings=Settings(policies=4, rounds=2))
+    assert document["executed_otherwise"] == {}
+    assert document["float_ms"] > 0
+    assert set(document["layers"]) == set(experiment.network.layer_names)
+    assert all(row["float_ms"] > 0 and row["low_ms"] > 0 for row in document["layers"].values())
+    assert profile_warnings(load_profile(out), experiment.network) == ()
+    checked = validate_profile(experiment, out, policies=2, rounds=2, seed=1, out=tmp_path / "v", show=Silent())
+    assert set(checked["models"]) == {
+        "this profile",
+        "summed stand-alone times",
+        "bit operations, through both ends",
+    }
