@@ -136,11 +136,20 @@ def search(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")] = (
         False
     ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate so many policies at once, each in a process of its own (Ray).")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Use the workers of this Ray cluster; or: auto.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
     options = ["cache.enabled=false"] * no_cache
+    for key, value in (("workers", workers), ("address", ray_address)):
+        if value is not None:
+            options += ["executor.kind=ray", f"executor.{key}={value}"]
     with _running() as bars:
         from haq.front import points, run_front
         from haq.run import run_experiment

@@ -257,6 +257,30 @@ class CacheConfig(_Section):
     """Relative to the experiment file; default: the user's cache directory. `$HAQ_CACHE_DIR` goes before it."""
 
 
+class ExecutorConfig(_Section):
+    """Who evaluates the policies; see docs/distributed.md. All but `kind` need `kind = "ray"`."""
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int | None = Field(None, ge=1)
+    """Default: as many as this machine has processors."""
+    address: str | None = None
+    """Of an existing Ray cluster (`host:port`, `auto`); default: one on this machine, for this run."""
+    cpus_per_worker: float | None = Field(None, gt=0)
+    """Reserved in the cluster; default: 1. Without `threads`, a worker has so many; else its share of this machine."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """Reserved in the cluster; may be a fraction."""
+    time_limit: float | None = Field(None, gt=0)
+    """Seconds for each evaluation; one that takes longer has failed."""
+    retries: int = Field(2, ge=0)
+    """How often a policy whose worker died is tried again."""
+
+    @model_validator(mode="after")
+    def _used(self) -> ExecutorConfig:
+        if self.kind == "local" and (idle := sorted(self.model_fields_set - {"kind"})):
+            raise ValueError(f"{idle[0]}: needs kind = 'ray'; in this process one policy runs after the other")
+        return self
+
+
 class ExperimentConfig(_Section):
     """One experiment: a model, data, a device and budgets."""
 
@@ -274,6 +298,7 @@ class ExperimentConfig(_Section):
     search: SearchConfig = SearchConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     cache: CacheConfig = CacheConfig()
+    executor: ExecutorConfig = ExecutorConfig()
     objective: str = "sensitivity"
     budgets: dict[str, Bound]
     """Metric -> upper bound: a number in the metric's unit, or `"60%"` of what uniform 8 bit costs; a list of them for

@@ -480,8 +480,12 @@ class Experiment:
             return None
         return cache_folder(None if config.folder is None else self.folder / config.folder)
 
-    def measurement_context(self) -> dict[str, Any]:
-        """What a measurement on the search split depends on beside the policy; scores the float model."""
+    def measurement_context(self, *, threads: int | None = None) -> dict[str, Any]:
+        """What a measurement on the search split depends on beside the policy; scores the float model.
+
+        Args:
+            threads: of whoever evaluates, where that is not this process.
+        """
         config = self.config
         floating = self.evaluator("search").float_measurement()
         context: dict[str, Any] = {
@@ -493,7 +497,7 @@ class Experiment:
             "layers": list(self.network.layer_names),
             "sources": source_digest([*self._own_functions(), *map(type, self.model.modules())]),
             "code": code_version(),
-            "numerics": numerics(self.quantized.device),
+            "numerics": numerics(self.quantized.device, threads=threads),
         }
         if config.evaluator.kind in ("ptq", "bn"):
             # Nothing is drawn at random without training: runs of several seeds share their measurements.

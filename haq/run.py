@@ -27,6 +27,7 @@ from haq.search.journal import Journal, holds_trials, setup_of
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
 from haq.types import Policy, Trial
+from haq.workers import ray_executor, worker_count, worker_threads
 
 JOURNAL = "trials.jsonl"
 LADDER = "ladder.jsonl"
@@ -171,10 +172,12 @@ def _climbed(
 @contextmanager
 def _executor(experiment: Experiment, evaluator: SplitEvaluator, show: Reporter) -> Iterator[Executor]:
     """What the experiment asks for, behind the cache; closed at the end."""
-    executor: Executor = LocalExecutor(evaluator)
+    local = experiment.config.executor.kind == "local"
+    executor: Executor = LocalExecutor(evaluator) if local else ray_executor(experiment)
     caching = None
     if (folder := experiment.cache_folder) is not None:
-        cache = MeasurementCache(folder, experiment.measurement_context(), on_error=show.note)
+        threads = None if local else worker_threads(experiment.config)
+        cache = MeasurementCache(folder, experiment.measurement_context(threads=threads), on_error=show.note)
         executor = caching = CachingExecutor(executor, cache)
     with closing(executor):
         yield executor
@@ -185,7 +188,8 @@ def _executor(experiment: Experiment, evaluator: SplitEvaluator, show: Reporter)
 def _parallel(experiment: Experiment, journal: Path, *, resume: bool) -> int:
     """How many proposals may be open; a resumed run keeps to what it began with, whatever its workers are now."""
     begun = setup_of(journal).get("parallel") if resume else None
-    return experiment.config.search.parallel or (begun if isinstance(begun, int) and begun > 0 else 1)
+    known = begun if isinstance(begun, int) and begun > 0 else None
+    return experiment.config.search.parallel or known or worker_count(experiment.config)
 
 
 def _check_float(evaluator: SplitEvaluator, split: str) -> None:
@@ -228,7 +232,7 @@ def _solved(experiment: Experiment, problem: Problem) -> Solution:
 def _setup(experiment: Experiment, parallel: int) -> dict[str, Any]:
     """What the trials of a run depend on."""
     return {
-        "config": experiment.config.model_dump(mode="json", exclude={"threads", "cache"}),
+        "config": experiment.config.model_dump(mode="json", exclude={"threads", "cache", "executor"}),
         "parallel": parallel,
         "hashes": experiment.hashes,
         "profile": experiment.profile.digest,

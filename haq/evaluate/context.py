@@ -55,12 +55,12 @@ def source_digest(objects: Iterable[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def numerics(device: torch.device) -> dict[str, Any]:
-    """What may change the last bits of a sum on `device`."""
+def numerics(device: torch.device, *, threads: int | None = None) -> dict[str, Any]:
+    """What may change the last bits of a sum on `device`; `threads`: default, this process's."""
     result: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
     if device.type == "cuda":
         return result | {"gpu": torch.cuda.get_device_name(device), "tf32": torch.backends.cuda.matmul.allow_tf32}
     return result | {
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
