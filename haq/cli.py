@@ -694,6 +694,8 @@ def _main() -> int:
         if isinstance(error, InfeasibleError):
             return _fail(str(error), EXIT_INFEASIBLE)
         return _other(error)
+    if outcome == EXIT_INTERRUPTED:  # some releases of typer turn the interrupt into this
+        return _interrupted()
     return outcome if isinstance(outcome, int) else 0
 
 
