@@ -276,7 +276,9 @@ class ExecutorConfig(_Section):
 
     @model_validator(mode="after")
     def _used(self) -> ExecutorConfig:
-        if self.kind == "local" and (idle := sorted(self.model_fields_set - {"kind"})):
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        idle = [name for name, default in defaults.items() if name != "kind" and getattr(self, name) != default]
+        if self.kind == "local" and idle:
             raise ValueError(f"{idle[0]}: needs kind = 'ray'; in this process one policy runs after the other")
         return self
 
