@@ -137,6 +137,8 @@ class SensitivityConfig(_Section):
     batch_size: int = Field(128, ge=1)
     file: Path | None = None
     """Reuse (or write) the table in this file instead of the run folder; refused when its signature differs."""
+    interactions: int = Field(0, ge=0)
+    """Passes over the samples to spend on what pairs of layers lose together; 0: losses are taken to add up."""
 
 
 class SearchConfig(_Section):

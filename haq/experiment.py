@@ -32,6 +32,7 @@ from haq.quant.tree import call_model, map_tensors
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
+from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
 from haq.sensitivity.outputs import are_logits
 from haq.space import SearchSpace, build_space
 from haq.tables import problem_document
@@ -317,6 +318,26 @@ class Experiment:
         self._tables[:] = [table]
         return table
 
+    def interactions(self, *, file: Path | None = None, progress: Progress | None = None) -> InteractionTable | None:
+        """What pairs of layers lose together, from `file` where it is there and fits; `None` where not asked for.
+
+        Raises:
+            InputError: too few passes for a pair, or a file made for another setup.
+        """
+        config = self.config.sensitivity
+        if not config.interactions:
+            return None
+        return interaction_table(
+            self.quantized,
+            self.space.precisions,
+            self.data.train.head(config.samples),
+            loss=self.loss,
+            passes=config.interactions,
+            batch_size=config.batch_size,
+            file=file,
+            progress=progress,
+        )
+
     def check(self) -> None:
         """Build what is cheap and can be wrong, so that a bad experiment fails before anything is measured.
 
@@ -325,6 +346,8 @@ class Experiment:
         """
         self._check_names()
         _ = (self.space, self.budgets, self.metric)
+        if self.config.sensitivity.interactions:
+            affordable_pairs(self.space.precisions, self.config.sensitivity.interactions)
         require_metrics(self.cost_model, (self.config.objective, *self.budgets))
         self._check_loss()
         if self.config.evaluator.trains:
@@ -422,8 +445,12 @@ class Experiment:
             raise InputError(f"budgets.{key}: {self.profile.name} does not model it; it models {', '.join(totals)}")
         return share * totals[key]
 
-    def problem(self, sensitivity: SensitivityTable | None) -> Problem:
+    def problem(self, sensitivity: SensitivityTable | None, interactions: InteractionTable | None = None) -> Problem:
         """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone.
+
+        Args:
+            sensitivity: loss increases of single layers.
+            interactions: and what pairs of layers lose beyond their sum.
 
         Raises:
             InputError: the sensitivity table lacks a choice.
@@ -442,6 +469,7 @@ class Experiment:
             sensitivity=rows,
             budgets=self.budgets,
             objective=self.config.objective,
+            interactions=() if interactions is None else interactions.pairs,
         )
         return Problem.from_doc(document)
 

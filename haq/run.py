@@ -115,8 +115,9 @@ def _run(
     evaluator = experiment.evaluator("search")
     with stages("sensitivity", f"sensitivity ({config.sensitivity.metric})"):
         sensitivity = experiment.sensitivity(file=folder / "sensitivity.json", progress=show.step)
+        interactions = experiment.interactions(file=folder / "interactions.json", progress=show.step)
     with stages("solve", "solving"):
-        problem = experiment.problem(sensitivity)
+        problem = experiment.problem(sensitivity, interactions)
         solution = _solved(experiment, problem)
         floor = experiment.score_floor(evaluator.float_score())
         strategy = build_strategy(experiment, problem, floor=floor)
