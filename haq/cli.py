@@ -619,7 +619,7 @@ def _regrets(rows: list[dict[str, Any]], *, title: str) -> Table:
     table = _table("regret at", *(f"{split} {count}" for split, count in keys), "p", title=title)
     for name in dict.fromkeys(row["strategy"] for row in rows):
         own = {(row["split"], row["evaluations"]): row for row in rows if row["strategy"] == name}
-        cells = [f"{own[k]['median']:.2f} [{own[k]['quartile_1']:.2f}, {own[k]['quartile_3']:.2f}]" for k in keys]
+        cells = ["{median:.2g} [{quartile_1:.2g}, {quartile_3:.2g}]".format(**own[k]) for k in keys]
         p = own[("search", keys[-1][1])].get("p_against_random")
         table.add_row(name, *cells, "" if p is None else f"{p:.1g}")
     return table
