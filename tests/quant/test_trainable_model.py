@@ -180,3 +180,15 @@ def test_folded_batch_norm_and_unknown_quantizers_are_refused(
         TrainableModel(model, wrapped(model, batches, batch_norm="fold"))
     with pytest.raises(InputError, match=r"unknown quantizer 'guess'; known: dorefa, lsq"):
         TrainableModel(model, wrapped(model, batches), scheme="guess")
+
+
+def test_convolutions_compute_in_channels_last_memory(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    trainable.apply(uniform(quantized, "w4a4"))
+    outputs: list[Tensor] = []
+    stem = trainable.module.stem
+    stem.register_forward_hook(lambda layer, _, output: outputs.append(output))
+    trainable(trainable.prepared(batches[0][0]))
+    for tensor in (stem.weight, *outputs):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)

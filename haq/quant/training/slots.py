@@ -65,7 +65,11 @@ class WeightSlot(Slot):
         if weight.dtype in HALF_TYPES:
             return self(weight.float()).to(weight.dtype)  # type: ignore[no-any-return]
         parts = zip(self.active, self._layout.split(weight), strict=True)
-        return self._layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
+        quantized = self._layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            # The memory format decides which convolution kernels run.
+            return quantized.contiguous(memory_format=torch.channels_last)
+        return quantized
 
 
 class InputSlot(Slot):
