@@ -206,6 +206,27 @@ def _show_front(folder: Path, document: dict[str, Any]) -> None:
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file (TOML).")],
+    out: Annotated[Path, typer.Option(help="Folder: one run folder for each point of the grid, and compare/.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="How many runs at a time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of searches (strategies, devices, budgets, seeds) through Ray Tune and compare them."""
+    with _running() as bars:
+        from haq.sweep import run_sweep
+
+        bars.stage("sweeping")
+        rows = run_sweep(file, out=out, resume=resume, workers=workers, note=bars.note)
+    if as_json:
+        _print_json({"folder": str(out), "runs": rows})
+        return
+    failed = sum(bool(row["error"]) for row in rows)
+    _print(f"{len(rows) - failed} runs done, {failed} failed\ncomparison: {out / 'compare' / 'compare.html'}")
+
+
+@app.command()
 def solve(
     problem: Annotated[Path, typer.Argument(metavar="PROBLEM", help="Problem file (JSON); needs no model.")],
     top: Annotated[int, typer.Option(min=1, help="How many solutions, best first.")] = 1,

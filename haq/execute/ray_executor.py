@@ -131,6 +131,15 @@ class RayExecutor:
         done, self._done = list(self._done), deque()
         return done
 
+    def wait_for_workers(self) -> None:
+        """Wait until every worker has built its evaluator. A search need not: those that are up begin.
+
+        Raises:
+            InputError: a worker cannot be started.
+        """
+        while any(worker.policy is None for worker in self._busy.values()):
+            self._wait(block=True)
+
     def close(self) -> None:
         """Stop all workers, and the cluster if it was started here."""
         for worker in (*self._idle, *self._busy.values()):
