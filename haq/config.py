@@ -149,6 +149,8 @@ class SearchConfig(_Section):
     """How many policies to measure; the uniform and greedy baselines come on top."""
     parallel: int | None = Field(None, ge=1)
     """How many proposals may be open at once; default: the number of workers. With the seed, fixes what is proposed."""
+    remeasure: int = Field(0, ge=0)
+    """With a profile of `haq profile`: time this many of the best policies end to end, correct, and solve again."""
     options: dict[str, Any] = {}
     """Options of the strategy, e.g. `time_limit`, `gap`."""
 

@@ -265,6 +265,7 @@ def policy_document(experiment: Experiment, result: Mapping[str, Any], *, comman
             "test_score": answer["test_score"],
             "float_search_score": result["float"]["search_score"],
             "float_test_score": result["float"]["test_score"],
+            **({"latency_ms": answer["measured_latency_ms"]} if "remeasured" in result else {}),
         },
         "budgets": result["budgets"],
         "provenance": {

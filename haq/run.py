@@ -18,6 +18,7 @@ from haq.files import write_json, write_text
 from haq.hardware import profile_warnings
 from haq.ladder import climb
 from haq.problem import Problem
+from haq.profiling.remeasure import Confirmation, check_remeasure
 from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
 from haq.result import Leader, policy_document, result_document, trial_row, versions
@@ -99,6 +100,8 @@ def run_experiment(
         experiment.check()
         for warning in profile_warnings(experiment.profile, experiment.network):
             stages.reporter.note(f"warning: {warning}")
+        if experiment.config.search.remeasure:
+            check_remeasure(experiment)
         _solved(experiment, experiment.problem(None))
     with stages("calibrate", "calibrating"):
         for split in ("search", "test"):
@@ -119,9 +122,15 @@ def _run(
     with stages("solve", "solving"):
         problem = experiment.problem(sensitivity, interactions)
         solution = _solved(experiment, problem)
-        floor = experiment.score_floor(evaluator.float_score())
-        strategy = build_strategy(experiment, problem, floor=floor)
-        fixed = _fixed(problem)
+    confirmation = None
+    if config.search.remeasure:
+        with stages("remeasure", "timing the best policies end to end"):
+            confirmation = Confirmation.of(experiment, problem, folder, show, resumed=bool(journal.trials))
+            problem = confirmation.problem
+            solution = _solved(experiment, problem)
+    floor = experiment.score_floor(evaluator.float_score())
+    strategy = build_strategy(experiment, problem, floor=floor)
+    fixed = _fixed(problem)
     with stages("evaluate", "measuring policies"):
         expected = len(fixed) + config.search.max_trials
         shown, leader = count(1), Leader(problem, floor)
@@ -145,8 +154,12 @@ def _run(
             )
     finalists = _climbed(experiment, folder, problem, journal, stages, parallel=parallel)
     with stages("test", "scoring the answer on the test split"):
+        if confirmation is not None:
+            finalists = confirmation.kept(finalists)
         result = result_document(experiment, problem, solution, finalists, floor=floor)
         result["trials"] = len(journal.trials)
+        if confirmation is not None:
+            confirmation.add_to(result)
     with stages("report", "writing the report"):
         result["seconds"], result["command"] = dict(stages.seconds), command
         _write(experiment, folder, result, problem, sensitivity, journal.trials)

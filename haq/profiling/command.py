@@ -22,7 +22,7 @@ from haq.profiling.fit import Fit, Sample, fit, left_out_errors, sample, shares
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.runtimes import QUANTIZATION, build_runtime, check_runtime
-from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor
+from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
 from haq.progress import Reporter
 from haq.quant import QuantizedModel, resolve
 from haq.types import Network, Policy
@@ -155,6 +155,8 @@ def profile_machine(
         guard_percent=round(float(np.quantile(errors, 0.9)), 3),
         policies=tuple(policy.key for policy in (*ends, *mixed)),
     )
+    if (warning := noise_warning(measured.noise_floor_percent)) is not None:
+        show.note(warning)
     source = f"haq {__version__} on this machine: {command}" if command else f"haq {__version__} on this machine"
     notes = _notes(unmet, mixed, rounds)
     write_profile(

@@ -15,6 +15,7 @@ from haq.profiling.base import Prepared
 _SLICE_SECONDS = 0.02
 _LEAST_RUNS = 3
 _WARM_UP = 5
+_MOST_NOISE = 3.0
 
 Rounds = list[dict[str, float]]
 """For each round of repeats: policy key -> least milliseconds of that round."""
@@ -68,6 +69,16 @@ def _slice(prepared: Prepared) -> float:
 def minima(rounds: Rounds) -> dict[str, float]:
     """Policy key -> least milliseconds over all rounds."""
     return {key: min(entry[key] for entry in rounds) for key in rounds[0]}
+
+
+def noise_warning(percent: float) -> str | None:
+    """What to tell whoever measures on a machine that is too busy; `None` where it is not."""
+    if percent <= _MOST_NOISE:
+        return None
+    return (
+        f"warning: the noise floor is {percent:.1f} %: this machine was busy; measure again when it is not, or with more "
+        "--rounds"
+    )
 
 
 def noise_floor(rounds: Rounds) -> float:

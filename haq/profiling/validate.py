@@ -18,7 +18,7 @@ from haq.hardware.sections import Measured
 from haq.profiling.command import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.standalone import standalone_times, summed
-from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor
+from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
 from haq.progress import Reporter
 from haq.report import write_validation
 
@@ -152,6 +152,8 @@ def validate_profile(
             for index, policy in enumerate(held_out)
         ],
     }
+    if (warning := noise_warning(document["noise_floor_percent"])) is not None:
+        show.note(warning)
     write_json(out / "validation.json", document)
     write_validation(document, out / "validation.png")
     return document

@@ -9,7 +9,7 @@ from haq.errors import InputError
 from haq.profiling.base import Prepared
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import mixed_policies
-from haq.profiling.timing import measure_rounds, minima, noise_floor
+from haq.profiling.timing import measure_rounds, minima, noise_floor, noise_warning
 from haq.types import Precision
 
 LAYERS = [f"layer{index}" for index in range(12)]
@@ -37,6 +37,11 @@ def test_the_noise_floor_compares_two_halves():
     rounds = [{"a": 10.0, "b": 5.0}, {"a": 11.0, "b": 5.0}, {"a": 12.0, "b": 6.0}, {"a": 12.0, "b": 7.0}]
     assert minima(rounds) == {"a": 10.0, "b": 5.0}
     assert noise_floor(rounds) == pytest.approx((10.0 + 0.0) / 2)
+
+
+def test_a_busy_machine_is_called_one():
+    assert noise_warning(0.5) is None
+    assert "the noise floor is 33.7 %: this machine was busy" in noise_warning(33.66)
 
 
 def test_mixed_policies_differ_from_each_other_and_from_those_excluded():

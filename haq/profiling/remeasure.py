@@ -1,0 +1,194 @@
+"""`search.remeasure`: the best policies timed end to end, and the budget corrected until the choice is confirmed.
+
+An optimiser picks where the cost model errs in its favour. So the latency budget is first tightened by the profile's
+guard band; then the K best policies are measured, the predictions near them are scaled by what was measured, and the
+problem is solved again, until it proposes nothing that has not been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from haq.config import read_json
+from haq.errors import InputError
+from haq.files import write_json
+from haq.hardware import profile_warnings
+from haq.problem import Problem
+from haq.profiling.base import Runtime
+from haq.profiling.command import open_runtime
+from haq.profiling.timing import Rounds, measure_rounds, minima
+from haq.profiling.validate import RUNTIMES
+from haq.search.solve import solve
+from haq.types import Policy, Trial
+
+if TYPE_CHECKING:
+    from haq.experiment import Experiment
+    from haq.progress import Reporter
+
+LATENCY = "latency_ms"
+_MOST_TURNS = 6
+_ROUNDS = 20
+
+
+@dataclass
+class Remeasured:
+    """What re-measuring found.
+
+    Attributes:
+        budget: milliseconds that the user allows.
+        guard_percent: of the profile.
+        corrected: the budget for predicted milliseconds, so that measured ones keep to `budget`.
+        turns: how often the problem was solved.
+        measured: policy key -> milliseconds.
+        stable: whether the last solution proposed nothing new.
+    """
+
+    budget: float
+    guard_percent: float
+    corrected: float
+    turns: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    stable: bool = False
+
+    def to_doc(self) -> dict[str, Any]:
+        return {"schema_version": 1, **asdict(self)}
+
+
+class Stopwatch:
+    """Times policies end to end, each once; a file keeps the times for a resumed run.
+
+    Args:
+        runtime: executes them.
+        path: of the file.
+        threads: of one operator.
+    """
+
+    def __init__(self, runtime: Callable[[], Runtime], path: Path, *, threads: int) -> None:
+        self._make, self._path, self._threads = runtime, path, threads
+        self._runtime: Runtime | None = None
+        self.times: dict[str, float] = dict(read_json(path)) if path.exists() else {}
+
+    def measure(self, policies: Sequence[Policy]) -> list[float]:
+        """Milliseconds of each: the minimum over interleaved repeats."""
+        new = [policy for policy in policies if policy.key not in self.times]
+        if new:
+            self._runtime = self._runtime or self._make()
+            prepared = {policy.key: self._runtime.prepare(policy) for policy in new}
+            rounds: Rounds = []
+            measure_rounds(prepared, _ROUNDS, threads=self._threads, done=rounds.append)
+            self.times |= minima(rounds)
+            write_json(self._path, self.times)
+        return [self.times[policy.key] for policy in policies]
+
+
+def check_remeasure(experiment: Experiment) -> None:
+    """Raise unless policies of the experiment can be timed, and times compared with its profile.
+
+    Raises:
+        InputError: the profile was not measured on this machine, for this model, or no latency is bounded.
+    """
+    profile, measured = experiment.profile, experiment.profile.measured
+    if measured is None or measured.package not in RUNTIMES:
+        raise InputError(
+            f"search.remeasure: profile {profile.name} was not measured; make one with haq profile, or remove the key"
+        )
+    if LATENCY not in experiment.config.budgets:
+        raise InputError("search.remeasure: no budgets.latency_ms to confirm by measuring; add it or remove the key")
+    for warning in profile_warnings(profile, experiment.network):
+        raise InputError(f"search.remeasure: {warning}; or remove the key")
+
+
+def remeasure(
+    problem: Problem, stopwatch: Stopwatch, *, count: int, guard_percent: float, show: Reporter
+) -> tuple[Problem, Remeasured]:
+    """The problem with a latency budget that holds when it is measured.
+
+    Args:
+        problem: with a budget of `latency_ms`.
+        stopwatch: times policies.
+        count: how many of the best policies are measured each time.
+        guard_percent: how far a prediction is trusted until a measurement confirms it.
+        show: shows progress.
+    """
+    bound = problem.budgets[LATENCY]
+    state = Remeasured(bound, guard_percent, bound / (1 + guard_percent / 100))
+    for _ in range(_MOST_TURNS):
+        current = problem.with_budgets({**problem.budgets, LATENCY: state.corrected})
+        solution = solve(current, top=count)
+        policies = [current.policy(assignment) for assignment in solution.assignments]
+        if not policies:
+            break
+        state.turns += 1
+        new = [policy for policy in policies if policy.key not in state.measured]
+        if not new:
+            state.stable = True
+            break
+        times = stopwatch.measure(policies)
+        state.measured |= {policy.key: ms for policy, ms in zip(policies, times, strict=True)}
+        predicted = [problem.costs(policy)[LATENCY] for policy in policies]
+        ratio = float(np.max(np.asarray(times) / np.asarray(predicted)))
+        state.corrected = bound / ratio
+        show.note(
+            f"measured {len(new)} policies: {min(times):.4g} to {max(times):.4g} ms, at most {ratio:.3f} of what was "
+            f"predicted; with a budget of {bound:.4g} ms, predictions may reach {state.corrected:.4g}"
+        )
+    return problem.with_budgets({**problem.budgets, LATENCY: state.corrected}), state
+
+
+@dataclass
+class Confirmation:
+    """The measured side of a search: its tightened problem, and the times of the policies it considers.
+
+    Attributes:
+        problem: with the corrected budget.
+        state: what was found.
+        stopwatch: times policies.
+    """
+
+    problem: Problem
+    state: Remeasured
+    stopwatch: Stopwatch
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, problem: Problem, folder: Path, show: Reporter, *, resumed: bool
+    ) -> Confirmation:
+        """Re-measure the best policies of `problem`; times are kept in `folder`, for a run that is resumed."""
+        measured = experiment.profile.measured
+        assert measured is not None  # see `check_remeasure`
+
+        def runtime() -> Runtime:
+            return open_runtime(experiment, RUNTIMES[measured.package], threads=measured.threads)
+
+        path = folder / "latency.json"
+        if not resumed:
+            path.unlink(missing_ok=True)
+        stopwatch = Stopwatch(runtime, path, threads=measured.threads)
+        count = experiment.config.search.remeasure
+        tightened, state = remeasure(problem, stopwatch, count=count, guard_percent=measured.guard_percent, show=show)
+        return cls(tightened, state, stopwatch)
+
+    def kept(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials without those that are within the corrected budget and measured to be over the user's."""
+        within = [trial.policy for trial in trials if not self.problem.violation(trial.policy)]
+        times = self.stopwatch.measure(within)
+        self.state.measured |= {policy.key: ms for policy, ms in zip(within, times, strict=True)}
+        return [trial for trial in trials if self.state.measured.get(trial.policy.key, 0.0) <= self.state.budget]
+
+    def add_to(self, result: dict[str, Any]) -> None:
+        """The measured latency of the answer and the baselines, beside their predictions, and the user's budget."""
+        result["remeasured"] = self.state.to_doc()
+        result["budgets"] = {**result["budgets"], LATENCY: self.state.budget}
+        for entry in (result["answer"], *result["baselines"].values()):
+            if entry is not None:
+                entry["measured_latency_ms"] = self.state.measured.get(Policy.from_doc(entry["policy"]).key)
+        ms, predicted = result["answer"]["measured_latency_ms"], result["answer"]["costs"][LATENCY]
+        result["verdict"] += (
+            f" Latency measured end to end: {ms:.4g} ms of at most {self.state.budget:.4g} (predicted: "
+            f"{predicted:.4g}, {100 * (predicted / ms - 1):+.1f} %)."
+        )
