@@ -76,8 +76,8 @@ def noise_warning(percent: float) -> str | None:
     if percent <= _MOST_NOISE:
         return None
     return (
-        f"warning: the noise floor is {percent:.1f} %: this machine was busy; measure again when it is not, or with more "
-        "--rounds"
+        f"warning: the noise floor is {percent:.1f} %: this machine was busy; measure again when it is not, or "
+        "with more --rounds"
     )
 
 

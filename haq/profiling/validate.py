@@ -152,8 +152,8 @@ def validate_profile(
             for index, policy in enumerate(held_out)
         ],
     }
-    if (warning := noise_warning(document["noise_floor_percent"])) is not None:
-        show.note(warning)
+    if (busy := noise_warning(noise_floor(taken))) is not None:
+        show.note(busy)
     write_json(out / "validation.json", document)
     write_validation(document, out / "validation.png")
     return document
