@@ -161,7 +161,7 @@ def test_a_journal_cut_anywhere_resumes_to_the_same_trials(haq, finished, tmp_pa
 
 def test_a_killed_search_resumes(finished, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "haq", "search", str(QUICKSTART), "--out", str(folder), *FAST]
+    command = [sys.executable, "-m", "haq", "search", str(QUICKSTART), "--out", str(folder), "--no-cache", *FAST]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while not (folder / "trials.jsonl").exists() or (folder / "trials.jsonl").read_bytes().count(b"\n") < 4:
             assert process.poll() is None
