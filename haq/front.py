@@ -21,7 +21,7 @@ from haq.report import compare_runs
 from haq.report.run import load_run
 from haq.result import choose
 from haq.run import run_experiment, run_folder
-from haq.types import Policy, Trial
+from haq.types import Measurement, Policy, Trial
 
 DOCUMENT = "front.json"
 
@@ -166,7 +166,14 @@ def _entry(point: Point, answer: Trial | None) -> dict[str, Any]:
 
 
 def _answer(part: Experiment, folder: Path, trials: Sequence[Trial]) -> Trial:
-    """The best of what was measured for this device, within this point's budgets."""
+    """The best of what was measured for this device, within this point's budgets.
+
+    Finalists of a ladder and policies that were timed belong to their run: there it is that run's answer.
+    """
+    if part.config.evaluator.ladder or part.config.search.remeasure:
+        own = load_run(folder).result.answer
+        assert own.score is not None
+        return Trial(0, own.source, own.policy, own.costs, Measurement(own.score, part.config.evaluator.kind))
     floor = part.score_floor(part.evaluator("search").float_score())
     answer = choose(trials, load_problem(folder / "problem.json"), floor=floor)
     assert answer is not None  # the point's own run found one

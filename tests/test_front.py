@@ -85,6 +85,15 @@ def test_files_are_there_and_a_second_run_must_resume(front):
     assert {path: path.read_bytes() for path in folder.glob("*/trials.jsonl")} == before
 
 
+def test_with_a_ladder_each_point_keeps_the_answer_of_its_own_run(tmp_path):
+    front = load('budgets.latency_ms=["90%", "95%"]', 'evaluator.ladder=["ptq", "bn"]')
+    folder, document = run_front(front, out=tmp_path / "run")
+    for entry in document["points"]:
+        result = json.loads((folder / entry["point"] / "result.json").read_text())
+        assert entry["policy"] == result["answer"]["policy"]
+        assert entry["test_score"] == result["answer"]["test_score"]
+
+
 def test_nothing_feasible_is_told(tmp_path):
     with pytest.raises(InfeasibleError, match="no policy meets the budgets on riscv_xpulpnn"):
         run_front(load("budgets={latency_ms=[1e-9, 1e-8]}"), out=tmp_path / "run")
