@@ -155,7 +155,7 @@ def _tuned(
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         trainable = tune.with_resources(trial, {"cpu": 1})
         space = {"point": tune.grid_search(points)}

@@ -260,9 +260,9 @@ def _connect(ray: Any, address: str | None, *, cpus: int) -> bool:
     """Whether this call connected: to `address`, or to a new cluster on this machine with so many processors."""
     if ray.is_initialized():
         return False
-    own = {"num_cpus": cpus, "include_dashboard": False} if address is None else {"address": address}
+    own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}  # "local": beside others, never in them
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **(own if address is None else {"address": address}))
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         where = "on this machine" if address is None else f"at --ray-address {address}"
