@@ -100,12 +100,15 @@ class Experiment:
         return cls(config)
 
     def at(self, config: ExperimentConfig) -> Experiment:
-        """The same experiment for another device or other budgets; shares what is built and does not depend on them."""
+        """The same experiment for another device, other budgets or other sensitivities; shares what does not depend on
+        them and is built."""
         other = Experiment(config, folder=self.folder)
         same_device = config.device == self.config.device
         shared = (*_OF_ANY_DEVICE, *_OF_ONE_DEVICE) if same_device else _OF_ANY_DEVICE
         if same_device:
-            other._evaluators, other._tables = self._evaluators, self._tables
+            other._evaluators = self._evaluators
+        if same_device and config.sensitivity == self.config.sensitivity:
+            other._tables = self._tables
         other.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
         return other
 
