@@ -22,7 +22,7 @@ from rich.table import Table
 
 from haq.bench.statistics import smaller
 from haq.problem import Problem
-from haq.search import STRATEGIES
+from haq.search import make_strategy
 from haq.search.base import SearchStrategy
 from haq.types import Measurement, Policy, Trial
 
@@ -103,7 +103,7 @@ def regrets(name: str, options: dict[str, Any], *, seeds: int, evaluations: int)
     rows = []
     for seed in range(seeds):
         toy = hidden_toy(seed)
-        found = search(toy, STRATEGIES[name](toy.problem, seed=seed, **options), evaluations)
+        found = search(toy, make_strategy(name, toy.problem, seed=seed, options=options), evaluations)
         best = np.maximum.accumulate(found + [found[-1]] * (evaluations - len(found)))
         rows.append([toy.regret(score) for score in best])
     return np.array(rows)

@@ -30,6 +30,8 @@ from haq.problem import Problem
 from haq.quant import QuantizedModel, resolve
 from haq.quant.tree import call_model, map_tensors
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
+from haq.search.journal import stored_trials
+from haq.search.warm_start import warm_sources
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
@@ -361,6 +363,7 @@ class Experiment:
         _known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
         _known(STRATEGIES, config.search.strategy, "search.strategy")
         check_options(self.strategy, config.search.options)
+        self._check_warm_start()
         if config.evaluator.ladder and (config.objective != "sensitivity" or "accuracy_drop" in config.budgets):
             raise InputError(
                 "evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop"
@@ -372,6 +375,33 @@ class Experiment:
             raise InputError("budgets.accuracy_drop: needs objective = a cost metric, for example latency_ms")
         if config.search.strategy != "ilp":
             raise InputError(f"budgets.accuracy_drop: needs search.strategy = 'ilp', got {config.search.strategy!r}")
+
+    def _check_warm_start(self) -> None:
+        sources, _ = warm_sources(self.strategy, self.config.search.options)
+        for source in sources:
+            if source not in STRATEGIES and not (self.folder / source).exists():
+                raise InputError(
+                    f"search.options.warm_start = {source!r}: no strategy ({', '.join(STRATEGIES)}), no policy "
+                    "file or run folder of that name beside the experiment file"
+                )
+
+    def policies_in(self, source: str) -> list[Policy]:
+        """The policy of a policy file, or all that a run measured, the best first; relative to the experiment file.
+
+        Raises:
+            InputError: none of these, or for another network.
+        """
+        path = self.folder / source
+        if path.is_file():
+            return [self.load_policy(path)]
+        trials = [trial for trial in stored_trials(path / "trials.jsonl") if trial.measurement.ok]
+        trials.sort(key=lambda trial: -trial.measurement.score)
+        for trial in trials:
+            try:
+                trial.policy.check_layers(self.network.layer_names)
+            except ValueError as error:
+                raise InputError(f"{path}: {error}") from error
+        return [trial.policy for trial in trials]
 
     def _check_loss(self) -> None:
         """Run the loss on one batch of the train split."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from haq.profiling.remeasure import Confirmation, check_remeasure
 from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
 from haq.result import Leader, policy_document, result_document, trial_row, versions
-from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, run_search, uniform_policies
+from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, make_strategy, run_search, uniform_policies
 from haq.search.base import Executor
 from haq.search.journal import Journal, holds_trials, setup_of
 from haq.search.solve import Solution, minima, solve
@@ -217,11 +217,15 @@ def _check_float(evaluator: SplitEvaluator, split: str) -> None:
 
 def build_strategy(experiment: Experiment, problem: Problem, *, floor: float | None) -> SearchStrategy:
     """The strategy that the experiment names; with a `floor` of the score, the bisection that keeps to it."""
-    options = experiment.config.search.options
+    config = experiment.config
     if floor is not None:
-        return AccuracyDropSearch(problem, floor=floor, **options)
-    make: Callable[..., SearchStrategy] = experiment.strategy
-    return make(problem, seed=experiment.config.seed, **options)
+        return AccuracyDropSearch(problem, floor=floor, **config.search.options)
+
+    def read(source: str, count: int) -> list[Policy]:
+        policies = experiment.policies_in(source)[:count]
+        return [problem.repair(problem.nearest(policy)) for policy in policies]
+
+    return make_strategy(config.search.strategy, problem, seed=config.seed, options=config.search.options, read=read)
 
 
 def _solved(experiment: Experiment, problem: Problem) -> Solution:

@@ -32,7 +32,7 @@ from haq.files import write_bytes, write_json, write_text
 from haq.problem import Problem
 from haq.report.regret import RegretPanel, plot_regret
 from haq.report.style import INK, MUTED, RUN_COLORS, new_figure, png, styled
-from haq.search import STRATEGIES, SearchStrategy, run_search
+from haq.search import SearchStrategy, make_strategy, run_search
 from haq.search.base import Executor
 from haq.search.journal import Journal
 from haq.types import Measurement, Policy, Trial
@@ -156,7 +156,7 @@ class Case:
             return
         problem = self.problem(contender)
         (folder / JOURNAL).unlink(missing_ok=True)
-        strategy = Timed(lambda: STRATEGIES[contender.strategy](problem, seed=seed, **contender.options))
+        strategy = Timed(lambda: make_strategy(contender.strategy, problem, seed=seed, options=contender.options))
         began = time.perf_counter()
         with Journal.create(folder / JOURNAL, {"contender": contender.label, "seed": seed}) as journal:
             trials = run_search(

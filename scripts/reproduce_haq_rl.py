@@ -58,7 +58,7 @@ def searches() -> dict[str, Callable[..., SearchStrategy]]:
     """The agent sees the scores, never the model: it is not seeded with the exact solution."""
     return {
         "published": ActorCritic,
-        "modern": partial(ActorCritic, variant="modern", warm_start="none"),
+        "modern": partial(ActorCritic, variant="modern"),
         "random": RandomSearch,
     }
 

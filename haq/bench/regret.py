@@ -12,7 +12,8 @@ from haq.bench.truth import SPLITS, GroundTruth
 from haq.errors import InputError
 from haq.problem import Problem
 from haq.problem_tables import Bools, Floats
-from haq.search import STRATEGIES, check_options
+from haq.search import STRATEGIES, check_options, make_strategy
+from haq.search.warm_start import no_files, warm_sources
 from haq.types import Measurement, Policy, Trial
 
 Score = Literal["metric", "loss"]
@@ -40,6 +41,19 @@ class Contender:
         if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy {self.strategy!r}; known: {', '.join(sorted(STRATEGIES))}")
         check_options(STRATEGIES[self.strategy], self.options)
+        for source in self.warm_sources:
+            if source not in STRATEGIES:
+                no_files(source, 1)
+
+    @property
+    def warm_sources(self) -> list[str]:
+        """The strategies whose policies come first."""
+        return warm_sources(STRATEGIES[self.strategy], self.options)[0]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether runs of several seeds differ."""
+        return any(name not in _UNSEEDED for name in (self.strategy, *self.warm_sources))
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ def run(
     result = []
     for contender in chosen:
         for case in over:
-            count = 1 if contender.strategy in _UNSEEDED else seeds
+            count = seeds if contender.seeded else 1
             rows = [search(contender, case, seed=seed, evaluations=evaluations) for seed in range(count)]
             regret = {split: np.repeat([row[split] for row in rows], seeds // count, axis=0) for split in SPLITS}
             result.append(Curves(contender, case, regret))
@@ -141,8 +155,7 @@ def search(contender: Contender, case: Case, *, seed: int, evaluations: int) -> 
     the whole spread of scores as regret.
     """
     problem = case.problem(contender.metric)
-    make: Callable[..., Any] = STRATEGIES[contender.strategy]
-    strategy = make(problem, seed=seed, **contender.options)
+    strategy = make_strategy(contender.strategy, problem, seed=seed, options=contender.options)
     answer: tuple[float, float, int] | None = None
     regret = {split: np.full(evaluations, case.spread(split)) for split in SPLITS}
     for number in range(evaluations):

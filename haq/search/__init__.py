@@ -1,5 +1,10 @@
 """Search: strategies that propose policies, and the loop that measures them. To add one: a file, and a line below."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from haq.problem import Problem
 from haq.search.accuracy_drop import AccuracyDropSearch
 from haq.search.actor_critic import ActorCritic
 from haq.search.adaptive_ilp import AdaptiveILP
@@ -10,6 +15,8 @@ from haq.search.greedy import Greedy
 from haq.search.ilp import ILP
 from haq.search.random_search import RandomSearch
 from haq.search.uniform import Uniform, uniform_policies
+from haq.search.warm_start import Reader, WarmStarted, no_files, warm_sources
+from haq.types import Policy
 
 __all__ = [
     "ILP",
@@ -24,6 +31,7 @@ __all__ = [
     "SearchStrategy",
     "Uniform",
     "check_options",
+    "make_strategy",
     "run_search",
     "strategy_class",
     "uniform_policies",
@@ -50,3 +58,37 @@ def strategy_class(name: str) -> type[SearchStrategy]:
     if name not in STRATEGIES:
         raise KeyError(f"unknown strategy {name!r}; known: {', '.join(sorted(STRATEGIES))}")
     return STRATEGIES[name]
+
+
+def make_strategy(
+    name: str,
+    problem: Problem,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    read: Reader = no_files,
+) -> SearchStrategy:
+    """The strategy called `name` with its options; with `warm_start` among them, others' policies come first.
+
+    Args:
+        name: in `STRATEGIES`.
+        problem: tables, budgets and objective.
+        seed: of the strategy, and of those whose policies come first.
+        options: as under `[search.options]`, checked by `check_options`.
+        read: gives the policies of a source of `warm_start` that is no strategy.
+
+    Raises:
+        KeyError: unknown name.
+        InputError: options that contradict each other.
+    """
+    strategy: Any = strategy_class(name)
+    sources, count = warm_sources(strategy, options)
+    own = {key: value for key, value in options.items() if key not in ("warm_start", "warm_start_policies")}
+    inner: SearchStrategy = strategy(problem, seed=seed, **own)
+
+    def policies_of(source: str) -> list[Policy]:
+        if source in STRATEGIES:
+            return make_strategy(source, problem, seed=seed).suggest(count)
+        return read(source, count)
+
+    return WarmStarted(inner, lambda: [p for source in sources for p in policies_of(source)]) if sources else inner

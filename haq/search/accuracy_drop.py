@@ -28,6 +28,8 @@ class AccuracyDropSearch(SearchStrategy):
         solver: `auto`, `highs` or `cbc`.
     """
 
+    warm_startable = False
+
     def __init__(
         self,
         problem: Problem,

@@ -16,7 +16,7 @@ from haq.problem import Problem
 from haq.problem_tables import Floats, Ints
 from haq.search.base import SearchStrategy
 from haq.search.decisions import Decisions
-from haq.search.solve import list_assignments, solve
+from haq.search.solve import list_assignments
 from haq.types import Policy, Trial
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ class _Defaults:
     hidden: int
     actor_lr: float
     discount: float
-    warm_start: str
 
 
 _DEFAULTS = {
-    "published": _Defaults(20, 0.5, 0.99, 300, 1e-4, 1.0, "none"),
-    "modern": _Defaults(10, 0.3, 0.98, 128, 3e-4, 0.5, "ilp"),
+    "published": _Defaults(20, 0.5, 0.99, 300, 1e-4, 1.0),
+    "modern": _Defaults(10, 0.3, 0.98, 128, 3e-4, 0.5),
 }
 
 
@@ -70,7 +69,8 @@ class ActorCritic(SearchStrategy):
         seed: fixes networks, noise and batches.
         variant: `published`: DDPG, budgets enforced from the last layer to the first, learns from the actions taken.
             `modern`: TD3, budgets by the problem's repair, learns from the policy as repaired, rewards are the ranks
-            of the scores, switching costs are part of the state, the integer program's best policies come first.
+            of the scores, switching costs are part of the state; the integer program's four best policies come first
+            unless `warm_start` says otherwise.
         features: layer -> feature -> number, what the state says about a layer; without, the tables say it.
         warmup: episodes with random actions (20 / 10).
         noise: standard deviation of the truncated normal noise after them (0.5 / 0.3).
@@ -86,8 +86,6 @@ class ActorCritic(SearchStrategy):
         baseline_decay: what the moving average of the rewards keeps of its old value (published).
         reward_scale: on a score's difference from the reference (published).
         reference: the `first` score, or the `moving` mean of those before (published).
-        warm_start: `ilp`: the integer program's best policies are measured first (none / ilp).
-        warm_start_policies: how many.
     """
 
     def __init__(
@@ -111,8 +109,6 @@ class ActorCritic(SearchStrategy):
         baseline_decay: Share = 0.5,
         reward_scale: Rate = 0.1,
         reference: Literal["first", "moving"] = "first",
-        warm_start: Literal["none", "ilp"] | None = None,
-        warm_start_policies: Positive = 4,
     ) -> None:
         default = _DEFAULTS[variant]
         self._problem, self._seed, self._modern = problem, seed, variant == "modern"
@@ -131,9 +127,6 @@ class ActorCritic(SearchStrategy):
         self._replay, self._updates = replay, updates
         self._reward_scale, self._reference = reward_scale, reference
         self._decisions = Decisions(problem, features=features, switching=self._modern)
-        warm = (default.warm_start if warm_start is None else warm_start) == "ilp"
-        solved = solve(problem, top=warm_start_policies).assignments if warm else ()
-        self._first = [problem.policy(assignment) for assignment in solved]
         self._agent: DDPG | None = None
         self._count = 0
         self._known: set[str] = set()
@@ -141,6 +134,11 @@ class ActorCritic(SearchStrategy):
         self._drawn: _Episode | None = None
         self._memory: list[tuple[Floats, Floats, float]] = []
         self._scores: list[float] = []
+
+    @classmethod
+    def default_warm_start(cls, options: Mapping[str, Any]) -> tuple[str, int]:
+        """The modern variant begins with the integer program's best."""
+        return ("ilp", 4) if options.get("variant") == "modern" else ("none", 1)
 
     def suggest(self, count: int) -> list[Policy]:
         """New policies within budget, one roll-out each; none when a finite space is used up.
@@ -179,9 +177,6 @@ class ActorCritic(SearchStrategy):
 
     def _draw(self, number: int, seen: set[str]) -> _Episode | None:
         """Episode `number`: a policy that is not in `seen`, if there is one."""
-        for policy in self._first:
-            if policy.key not in seen:
-                return _Episode(policy)
         assignment = np.zeros(len(self._problem.groups), dtype=np.int64)
         for attempt in range(_REDRAWS if self._decisions.all else 1):
             wish, *raw = self._decisions.rollout(self._actions(number, attempt))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, signature
-from typing import Annotated, Any, Literal, Protocol, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -18,6 +18,8 @@ Gap = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Solver = Literal["auto", "highs", "cbc"]
 _NOT_OPTIONS = ("seed", "floor")
+_WARM_START = {"warm_start": str | list[str], "warm_start_policies": Annotated[int, Field(ge=1)]}
+"""Options of every strategy; see `haq.search.warm_start`."""
 
 
 class SearchStrategy(ABC):
@@ -27,6 +29,15 @@ class SearchStrategy(ABC):
     with the journal's trials when a run resumes; a strategy that got the same updates makes the same next suggestion.
     With several proposals open at once, each is told in the order of proposal, and a resumed run repeats all calls.
     """
+
+    warm_startable: ClassVar[bool] = True
+    """Whether others' policies may come before its own."""
+
+    @classmethod
+    def default_warm_start(cls, options: Mapping[str, Any]) -> tuple[str, int]:
+        """The source of the first policies, and their number, where the user names none; `options` are the user's."""
+        del options
+        return "none", 1
 
     @abstractmethod
     def suggest(self, count: int) -> list[Policy]:
@@ -47,8 +58,9 @@ def check_options(strategy: type[SearchStrategy], options: Mapping[str, Any]) ->
         InputError: one that it does not have, or of a wrong type or value.
     """
     keywords = [p.name for p in signature(strategy).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-    known = [name for name in keywords if name not in _NOT_OPTIONS]
-    hints = get_type_hints(strategy.__init__, include_extras=True)
+    common: Mapping[str, Any] = _WARM_START if strategy.warm_startable else {}
+    known = [*(name for name in keywords if name not in _NOT_OPTIONS), *common]
+    hints = {**get_type_hints(strategy.__init__, include_extras=True), **common}
     for name, value in options.items():
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +16,6 @@ from haq.search.base import SearchStrategy
 from haq.search.evolutionary import level_switch
 from haq.search.parameters import Parameters
 from haq.search.random_search import RandomSearch
-from haq.search.warm_start import WarmStart, warm_policies
 from haq.types import Policy, Trial
 
 if TYPE_CHECKING:
@@ -47,8 +45,6 @@ class Bayesian(SearchStrategy):
         startup: random policies before the model is used; the population of `nsga2`.
         ordinal: formats are ordered by their bits; without, they are categories.
         objectives: metrics to minimise beside the score.
-        warm_start: strategy whose policies come first: `ilp`, `greedy` or `none`.
-        warm_start_policies: how many of them at most; `greedy` has one.
         optuna_storage: database URL that the study is mirrored to, for optuna-dashboard: `sqlite:///study.db`.
         optuna_study: its name there; made from the problem, the sampler and the seed when empty.
 
@@ -65,15 +61,12 @@ class Bayesian(SearchStrategy):
         startup: Count = 10,
         ordinal: bool = True,
         objectives: Sequence[str] = (),
-        warm_start: WarmStart = "none",
-        warm_start_policies: Count = 1,
         optuna_storage: str = "",
         optuna_study: str = "",
     ) -> None:
         self._problem, self._seed = problem, seed
         self._sampler: Sampler = sampler
         self._startup, self._objectives = startup, tuple(objectives)
-        self._warm_start, self._warm_start_policies = warm_start, warm_start_policies
         _check_objectives(problem, self._objectives)
         self._parameters = Parameters(problem)
         self._space = _distributions(self._parameters, ordinal)
@@ -88,7 +81,7 @@ class Bayesian(SearchStrategy):
         self._mirrored = {trial.user_attrs.get("policy") for trial in self._mirror.trials} if self._mirror else set()
 
     def suggest(self, count: int) -> list[Policy]:
-        """Warm-start policies, then what the sampler asks for, repaired; none when a finite space is used up.
+        """What the sampler asks for, repaired; none when a finite space is used up.
 
         Raises:
             InfeasibleError: no policy within budget was found.
@@ -114,10 +107,6 @@ class Bayesian(SearchStrategy):
             if trial.measurement.ok:
                 self._learn(trial)
 
-    @cached_property
-    def _warm(self) -> list[Policy]:
-        return warm_policies(self._problem, self._warm_start, self._warm_start_policies)
-
     def _fresh(self, rng: np.random.Generator, wishes: list[Any]) -> Policy | None:
         """The next policy not seen yet; what the sampler was asked is added to `wishes`."""
         for policy in self._candidates(rng, wishes):
@@ -129,7 +118,6 @@ class Bayesian(SearchStrategy):
         return None
 
     def _candidates(self, rng: np.random.Generator, wishes: list[Any]) -> Iterator[Policy]:
-        yield from self._warm
         for _ in range(_ASKS):
             wishes.append(self._study.ask(fixed_distributions=self._space))
             positions = {name: self._position(name, value) for name, value in wishes[-1].params.items()}

@@ -8,7 +8,6 @@ it holds several budgets, ties, switching costs and memory at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +19,6 @@ from haq.problem_moves import improve
 from haq.problem_tables import Bools, Floats, Ints
 from haq.search.base import SearchStrategy
 from haq.search.random_search import RandomSearch
-from haq.search.warm_start import WarmStart, warm_policies
 from haq.types import Policy, Trial
 
 _CLOSEST = 4
@@ -48,8 +46,6 @@ class Evolutionary(SearchStrategy):
         offspring: children of a generation.
         mutation_rate: after its first level switch, a child gets each further one with this probability.
         crossover_rate: probability that a child has two parents.
-        warm_start: strategy whose policies come first: `ilp`, `greedy` or `none`.
-        warm_start_policies: how many of them at most; `greedy` has one.
     """
 
     def __init__(
@@ -61,19 +57,16 @@ class Evolutionary(SearchStrategy):
         offspring: Count = 1,
         mutation_rate: Rate = 0.3,
         crossover_rate: Rate = 0.5,
-        warm_start: WarmStart = "none",
-        warm_start_policies: Count = 1,
     ) -> None:
         self._problem, self._seed = problem, seed
         self._population, self._offspring = population, offspring
         self._mutation_rate, self._crossover_rate = mutation_rate, crossover_rate
-        self._warm_start, self._warm_start_policies = warm_start, warm_start_policies
         self._trials: list[tuple[float, float, Ints]] = []
         self._seen: set[str] = set()
         self._others = RandomSearch(problem, seed=seed)
 
     def suggest(self, count: int) -> list[Policy]:
-        """Warm-start policies, then the first population, then children; none when a finite space is used up.
+        """The first population, then children; none when a finite space is used up.
 
         Raises:
             InfeasibleError: no policy within budget was found.
@@ -102,13 +95,8 @@ class Evolutionary(SearchStrategy):
             predicted = self._problem.objective_value(trial.policy)
             self._trials.append((loss, predicted, self._problem.assignment(trial.policy)))
 
-    @cached_property
-    def _warm(self) -> list[Policy]:
-        return warm_policies(self._problem, self._warm_start, self._warm_start_policies)
-
     def _candidates(self, rng: np.random.Generator) -> Iterator[Policy]:
         """What may be proposed next, in order of preference; among them may be policies that were proposed before."""
-        yield from self._warm
         parents = self._parents()
         for attempt in range(_ATTEMPTS):
             if not parents or len(self._seen) < self._population:

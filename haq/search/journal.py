@@ -47,6 +47,19 @@ def setup_of(path: Path) -> dict[str, Any]:
     return setup if isinstance(setup, dict) else {}
 
 
+def stored_trials(path: Path) -> list[Trial]:
+    """The trials in a journal, to read only; a last line that a kill tore is left out.
+
+    Raises:
+        InputError: missing, unreadable or damaged.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; name the folder of a run") from error
+    return _parse(path, raw[: raw.rfind(b"\n") + 1], setup_of(path))
+
+
 class Journal:
     """The trials of one run, on disk and in memory. Only one process at a time has a journal open.
 

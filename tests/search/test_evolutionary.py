@@ -16,8 +16,8 @@ from haq.testing import TOYS, chain_document, check_strategy, play
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"population": 3, "offspring": 2}, {"warm_start": "ilp", "warm_start_policies": 3}, {"warm_start": "greedy"}],
-    ids=["default", "generations", "ilp", "greedy"],
+    [{}, {"population": 3, "offspring": 2}],
+    ids=["default", "generations"],
 )
 def test_it_passes_the_conformance_checks(options: dict[str, Any]) -> None:
     check_strategy(partial(Evolutionary, **options))
@@ -97,13 +97,6 @@ def test_failed_policies_have_no_children() -> None:
     assert (child != problem.assignment(good)).sum() <= 2 < (child != problem.assignment(failed)).sum()
 
 
-def test_a_warm_start_comes_first() -> None:
-    problem = TOYS["knapsack"].problem
-    expected = ILP(problem).suggest(3)
-    assert Evolutionary(problem, warm_start="ilp", warm_start_policies=3).suggest(3) == expected
-    assert Evolutionary(problem, warm_start="greedy").suggest(1) == Greedy(problem).suggest(1)
-
-
 def test_nothing_within_budget_says_what_is_achievable() -> None:
     problem = TOYS["knapsack"].problem.with_budgets({"latency_ms": 2.5})
     with pytest.raises(InfeasibleError, match=r"latency_ms 3 \(budget 2\.5\)"):
@@ -115,12 +108,8 @@ def test_nothing_within_budget_says_what_is_achievable() -> None:
     [
         ({"population": 0}, r"search\.options\.population = 0: input should be greater than or equal to 1"),
         ({"mutation_rate": 2.0}, r"search\.options\.mutation_rate = 2\.0: input should be less than or equal to 1"),
-        (
-            {"warm_start": "random"},
-            r"search\.options\.warm_start = 'random': input should be 'none', '', 'greedy' or 'ilp'",
-        ),
     ],
-    ids=["population", "rate", "warm_start"],
+    ids=["population", "rate"],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
