@@ -1,6 +1,6 @@
 """Search strategies on one problem with one evaluator and the same number of evaluations.
 
-    python scripts/compare_strategies.py benchmarks/comparison/*.toml [--evaluations 32] [--seeds 5] [--out FOLDER]
+    python scripts/compare_strategies.py benchmarks/comparison/*.toml [--evaluations 24] [--seeds 5] [--out FOLDER]
     python scripts/compare_strategies.py benchmarks/comparison/*.toml --report docs/images/strategies
 
 Every strategy measures policies on the search split; its answer is the best by the score and is measured once on the
@@ -67,7 +67,6 @@ CONTENDERS = (
     Contender("random", "random"),
     Contender("adaptive_ilp", "adaptive_ilp", {"target": "loss"}),
     Contender("evolutionary", "evolutionary"),
-    Contender("evolutionary, warm", "evolutionary", {"warm_start": "ilp"}),
     Contender("bayesian, tpe", "bayesian"),
     Contender("bayesian, gp", "bayesian", {"sampler": "gp"}),
     Contender("actor_critic, published", "actor_critic"),
@@ -115,10 +114,10 @@ class LossScored:
 class Case:
     """One experiment: its problem by each sensitivity metric, its evaluator, its runs."""
 
-    def __init__(self, file: Path, out: Path, *, score: str) -> None:
+    def __init__(self, file: Path, out: Path, *, score: str, test_samples: int | None) -> None:
         self.experiment = Experiment.load(file, overrides=["threads=1"])
         self.name, self.folder, self._score = self.experiment.config.name, out / self.experiment.config.name, score
-        self.prepared: dict[str, float] = {}
+        self._test_samples = test_samples
         self._problems: dict[tuple[str, bool], Problem] = {}
 
     def problem(self, contender: Contender) -> Problem:
@@ -194,6 +193,7 @@ class Case:
         file = self.folder / "test" / f"{policy.key}.npz"
         if not file.exists():
             experiment, split = self.experiment, self.experiment.data.test
+            split = split if self._test_samples is None else split.head(self._test_samples)
             experiment.quantized.apply(policy)
             with torch.inference_mode():
                 outputs = torch.cat([experiment.quantized(inputs) for inputs, _ in split.batches(250)])
@@ -328,7 +328,8 @@ def report(cases: Sequence[Case], folder: Path, *, evaluations: int, score: str)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", type=Path, nargs="+")
-    parser.add_argument("--evaluations", type=int, default=32)
+    parser.add_argument("--evaluations", type=int, default=24)
+    parser.add_argument("--test-samples", type=int, help="of the test split, from its start; all, if left out")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--score", choices=("loss", "metric"), default="loss")
     parser.add_argument(
@@ -337,7 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--report", type=Path, help="write tables and plots of what is complete into this folder")
     args = parser.parse_args()
-    cases = [Case(file, args.out, score=args.score) for file in args.experiments]
+    cases = [Case(file, args.out, score=args.score, test_samples=args.test_samples) for file in args.experiments]
     if args.report is None:
         compare(cases, seeds=args.seeds, evaluations=args.evaluations, only=args.only)
     else:
