@@ -51,6 +51,9 @@ class ModelConfig(_NameOrFactory):
 class DataConfig(_NameOrFactory):
     """The data: `name` in the zoo, or `factory`, your `module:function(**options)` that returns `haq.DataSplits`."""
 
+    targets: Literal["labels", "float_model"] = "labels"
+    """`float_model`: its class probabilities stand in for the labels; see docs/imagenet.md."""
+
 
 class DeviceConfig(_Section):
     """The target device."""
@@ -214,9 +217,11 @@ class EvaluatorConfig(_Section):
     """Samples of the search split to score on; all when left out."""
     batch_size: int = Field(64, ge=1)
     metric: str = "accuracy"
-    """`accuracy`, `negative_mse`, or your own `module:function(outputs, targets)` -> mean score, larger is better."""
+    """`accuracy`, `negative_mse`, against the float model `agreement` and `negative_kl`, or your own
+    `module:function(outputs, targets)` -> mean score, larger is better."""
     loss: str = "cross_entropy"
-    """`cross_entropy`, `mse`, or your own `module:function(outputs, targets)` -> scalar tensor."""
+    """`cross_entropy`, `mse`, `kl_divergence` from the float model, or your own `module:function(outputs, targets)` ->
+    scalar tensor."""
     qat: QATConfig | None = None
     """How `qat` and `shared` train."""
     ladder: tuple[Rung, ...] = ()

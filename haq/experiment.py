@@ -23,6 +23,7 @@ from haq.costs import cost_report
 from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, FineTuner, PTQEvaluator, QATEvaluator, SplitEvaluator
 from haq.evaluate.context import code_version, numerics, source_digest
+from haq.evaluate.float_targets import check_labels, float_targets
 from haq.execute import cache_folder
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
 from haq.imports import call_reference, describe, guarded, load_reference
@@ -35,7 +36,7 @@ from haq.search.warm_start import warm_sources
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
-from haq.sensitivity.outputs import are_logits
+from haq.sensitivity.outputs import are_logits, are_probabilities
 from haq.space import SearchSpace, build_space
 from haq.tables import problem_document
 from haq.trace import trace
@@ -44,7 +45,7 @@ from haq.zoo import DATASETS, MODELS, DataSplits, load_model
 
 Progress = Callable[[int, int], None]
 _LONGEST_REASON = 300
-_OF_ANY_DEVICE = ("model", "data", "network", "loss", "metric", "hashes")
+_OF_ANY_DEVICE = ("model", "given_data", "data", "network", "loss", "metric", "hashes")
 _OF_ONE_DEVICE = ("profile", "quantization", "cost_model", "space", "quantized", "reference_policy")
 _DIFFERENTIATING = ("gradient", "hessian")
 
@@ -149,7 +150,15 @@ class Experiment:
 
     @cached_property
     def data(self) -> DataSplits:
-        """The train, search and test splits."""
+        """The train, search and test splits, with the targets that `data.targets` asks for."""
+        if self.config.data.targets == "labels":
+            check_labels(self.given_data)
+            return self.given_data
+        return float_targets(self.model, self.given_data, batch_size=self.config.evaluator.batch_size)
+
+    @cached_property
+    def given_data(self) -> DataSplits:
+        """The splits as they were loaded."""
         config = self.config.data
         if config.name is not None:
             _known(DATASETS, config.name, "data.name", more=", or your own factory = module:function")
@@ -170,7 +179,7 @@ class Experiment:
     @cached_property
     def network(self) -> Network:
         """The traced model."""
-        inputs = self.data.train.head(1).inputs
+        inputs = self.given_data.train.head(1).inputs
         keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
         arguments = () if keywords else inputs if isinstance(inputs, tuple) else (inputs,)
         kept = self.config.model.float_modules
@@ -210,7 +219,7 @@ class Experiment:
     @cached_property
     def quantized(self) -> QuantizedModel:
         """The model whose formats switch in place."""
-        split = self.data.train.head(self.quantization.calibration_samples)
+        split = self.given_data.train.head(self.quantization.calibration_samples)
         return QuantizedModel(
             self.model,
             quantization=self.quantization,
@@ -368,6 +377,10 @@ class Experiment:
             raise InputError(
                 "evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop"
             )
+        if config.data.targets == "float_model" and config.sensitivity.metric == "gradient":
+            raise InputError(
+                "sensitivity.metric = 'gradient': a loss against the float model itself has no gradient; take 'fisher'"
+            )
         if "accuracy_drop" not in config.budgets:
             return
         self.score_floor(0.0)
@@ -417,7 +430,8 @@ class Experiment:
         if not value.isfinite():
             raise InputError(f"{label}: is {value.item()} on the train split; check the data")
         metric = self.config.sensitivity.metric
-        needed = metric in _DIFFERENTIATING or (metric == "fisher" and not are_logits(outputs, targets))
+        logits = are_logits(outputs, targets) or are_probabilities(outputs, targets)
+        needed = metric in _DIFFERENTIATING or (metric == "fisher" and not logits)
         if needed and not value.requires_grad:
             raise InputError(
                 f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
@@ -529,7 +543,7 @@ class Experiment:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """Of model weights and data: what a measurement depends on beside the configuration."""
-        splits = {name: getattr(self.data, name).tensors() for name in ("train", "search", "test")}
+        splits = {name: getattr(self.given_data, name).tensors() for name in ("train", "search", "test")}
         data = {f"{name}.{index}": tensor for name, tensors in splits.items() for index, tensor in enumerate(tensors)}
         return {"model": tensors_hash(self.model.state_dict()), "data": tensors_hash(data)}
 
@@ -560,6 +574,8 @@ class Experiment:
             "code": code_version(),
             "numerics": numerics(self.quantized.device, threads=threads),
         }
+        if config.data.targets != "labels":
+            context["targets"] = config.data.targets
         if config.evaluator.kind in ("ptq", "bn"):
             # Nothing is drawn at random without training: runs of several seeds share their measurements.
             return context

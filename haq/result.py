@@ -129,7 +129,7 @@ def result_document(
         "bound": solution.bound,
         "predicted_optimum": solution.values[0] if solution.values else None,
         "metric": config.evaluator.metric,
-        "score_unit": "%" if config.evaluator.metric == "accuracy" else "",
+        "score_unit": "%" if config.evaluator.metric in ("accuracy", "agreement") else "",
         "score_noise": answer.measurement.details.get("score_error"),
         "answer": _entry(answer, test),
         "answer_is_baseline": answer.policy.key not in proposed,

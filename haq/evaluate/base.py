@@ -43,6 +43,17 @@ def accuracy(outputs: Any, targets: Any) -> float:
     return 100.0 * float((logits.argmax(1) == classes).double().mean())
 
 
+def agreement(outputs: Any, targets: Any) -> float:
+    """Share of samples, in per cent, whose largest output is where the float model's is (`data.targets`)."""
+    logits, wanted = _against_float(outputs, targets, "agreement")
+    return 100.0 * float((logits.argmax(1) == wanted.argmax(1)).double().mean())
+
+
+def negative_kl(outputs: Any, targets: Any) -> float:
+    """Minus `kl_divergence`, so that larger is better."""
+    return -float(kl_divergence(outputs, targets))
+
+
 def negative_mse(outputs: Any, targets: Any) -> float:
     """Minus the mean squared error, so that larger is better."""
     return -float(mse(outputs, targets))
@@ -55,6 +66,23 @@ def cross_entropy(outputs: Any, targets: Any) -> Tensor:
     )
 
 
+def kl_divergence(outputs: Any, targets: Any) -> Tensor:
+    """Mean KL(targets || softmax of the outputs), in nats, of the float model's probabilities (`data.targets`)."""
+    logits, wanted = _against_float(outputs, targets, "kl_divergence")
+    positions = logits.numel() / logits.shape[1]
+    return F.kl_div(logits.log_softmax(1), wanted.to(logits.dtype), reduction="sum") / positions
+
+
+def _against_float(outputs: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
+    logits, wanted = _only_tensor(outputs, "outputs", name), _only_tensor(targets, "targets", name)
+    if logits.shape != wanted.shape or logits.dim() < 2:
+        raise InputError(
+            f"{name} compares with the float model, and targets are {tuple(wanted.shape)} for outputs "
+            f"{tuple(logits.shape)}; set data.targets = 'float_model'"
+        )
+    return logits, wanted
+
+
 def mse(outputs: Any, targets: Any) -> Tensor:
     """Mean squared error of two tensors of one shape."""
     got, wanted = _only_tensor(outputs, "outputs", "mse"), _only_tensor(targets, "targets", "mse")
@@ -65,5 +93,10 @@ def mse(outputs: Any, targets: Any) -> Tensor:
     return F.mse_loss(got, wanted.to(got.dtype))
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "negative_mse": negative_mse}
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "agreement": agreement,
+    "negative_kl": negative_kl,
+    "negative_mse": negative_mse,
+}
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "kl_divergence": kl_divergence, "mse": mse}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from haq.errors import InputError
-from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy
+from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy, agreement
 from haq.evaluate.jackknife import jackknife
 from haq.quant import QuantizedModel
 from haq.quant.tree import tensors_in
@@ -38,8 +38,8 @@ class SplitEvaluator:
         loss: a name in `LOSSES`, your own function, or `None` to leave it out of the details.
         batch_size: samples per forward pass.
         samples: how many of the split, from its start; all by default.
-        standard_error: put `score_error`, the standard error of the score, into the details; for accuracy it is always
-            there, for other metrics it takes ten more calls of the metric.
+        standard_error: put `score_error`, the standard error of the score, into the details; for accuracy and agreement
+            it is always there, for other metrics it takes ten more calls of the metric.
 
     Raises:
         InputError: unknown metric or loss.
@@ -115,9 +115,9 @@ class SplitEvaluator:
 
     def _noise(self, outputs: Any, score: float) -> float | None:
         """Standard error of the score: what a difference between two policies must exceed. `None` where unknown."""
-        if self._metric is accuracy and isinstance(self._targets, Tensor):
+        if self._metric in (accuracy, agreement) and isinstance(outputs, Tensor):
             share = score / 100.0
-            return 100.0 * math.sqrt(share * (1.0 - share) / self._targets.numel())
+            return 100.0 * math.sqrt(share * (1.0 - share) * outputs.shape[1] / outputs.numel())
         return jackknife(self._metric, outputs, self._targets) if self._standard_error else None
 
     def _run(self, function: Metric | Loss, outputs: Any, role: str) -> float:

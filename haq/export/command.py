@@ -62,7 +62,7 @@ def export_policy(
     if not measurement.ok:
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     model, quantized = experiment.model, experiment.quantized
-    inputs = experiment.data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
+    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
     export(quantized, model, out, inputs=inputs, format=format, options=options)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
     if not check:

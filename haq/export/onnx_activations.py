@@ -16,6 +16,10 @@ BIAS_TOLERANCE = 3e-5
 bits. Three times as much cost up to 1.2 % of top-1 agreement where 1-bit activations come later."""
 HALF_A_STEP = 0.5 / 255
 """The tolerance where speed counts: as much as the quantization itself moves a value."""
+_FINE = 64
+"""Where speed counts, no rounding of a bias matters beside weights of so many steps: half a unit is less than a
+hundredth of what one step of an input does."""
+_LARGEST_BIAS, _SMALLEST_SCALE = 2**30, 1e-30
 
 
 def lower_inputs(graph: Graph, state: ModelState) -> None:
@@ -36,6 +40,43 @@ def lower_inputs(graph: Graph, state: ModelState) -> None:
         else:
             nodes = _real(graph, name, quantizer, source, result)
         graph.replace(marker, nodes)
+
+
+def fold_pads(graph: Graph, state: ModelState) -> None:
+    """Zeros around what a convolution reads -> the convolution's own padding, so that a quantization fuses before it.
+
+    Not for formats without a zero.
+    """
+    for conv in [node for node in graph.nodes if node.op_type == "Conv"]:
+        before = graph.producer(conv.input[0])
+        reader = conv
+        if before is not None and before.op_type == "Input":
+            if isinstance(state.layers[attribute(before, "layer")].input, Binary):
+                continue
+            reader = before
+        pad = graph.producer(reader.input[0])
+        widths = None if pad is None else _zeros(graph, pad)
+        if pad is None or widths is None or (reader is before and graph.only_reader(before.output[0]) is None):
+            continue
+        own = attribute(conv, "pads", [0] * len(widths))
+        for entry in [entry for entry in conv.attribute if entry.name == "pads"]:
+            conv.attribute.remove(entry)
+        conv.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(own, widths, strict=True)]))
+        reader.input[0] = pad.input[0]
+        if not graph.readers(pad.output[0]):
+            graph.replace(pad, [])
+
+
+def _zeros(graph: Graph, pad: NodeProto) -> list[int] | None:
+    """How many zeros a Pad puts before and behind each spatial dimension; `None` where it does something else."""
+    if pad.op_type != "Pad" or attribute(pad, "mode", "constant") != "constant" or len(pad.input) > 3:
+        return None
+    widths = graph.computed(pad.input[1])
+    fill = graph.value(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    if widths is None or fill is None or np.any(fill) or np.any(widths < 0):
+        return None
+    before, behind = widths.reshape(2, -1)
+    return [*before[2:].tolist(), *behind[2:].tolist()] if not any((*before[:2], *behind[:2])) else None
 
 
 def _levels(quantizer: PerTensorInteger) -> tuple[int, int]:
@@ -124,18 +165,47 @@ def quantize_biases(graph: Graph, *, tolerance: float = BIAS_TOLERANCE) -> None:
             continue
         assert source is not None
         assert weight is not None
-        input_scale, weight_scale = graph.value(source.input[1]), graph.value(weight.input[1])
-        if input_scale is None or weight_scale is None:
+        input_scale = graph.value(source.input[1])
+        if input_scale is None or graph.value(weight.input[1]) is None:
             continue
-        unit = np.broadcast_to((input_scale * weight_scale).astype(np.float32), bias.shape)
+        _widen(graph, weight, np.abs(bias) / (float(input_scale) * _LARGEST_BIAS))
+        unit = np.broadcast_to((input_scale * _known(graph, weight.input[1])).astype(np.float32), bias.shape)
         codes = np.rint(bias.astype(np.float64) / unit)
-        if np.abs(codes * unit - bias).max() > tolerance * width or np.abs(codes).max() >= 2**31:
+        coarse = np.abs(codes * unit - bias) > tolerance * width
+        if tolerance == HALF_A_STEP:
+            coarse &= _steps(graph, weight) < _FINE
+        if coarse.any() or np.abs(codes).max() >= 2**31:
             continue
         name = weight.name.removesuffix(".weight.dequantize")
         inputs = [graph.integers(f"{name}.bias", codes, TensorProto.INT32), graph.constant(f"{name}.bias_scale", unit)]
         conv.input[2] = graph.fresh(f"{name}.bias")
         node = helper.make_node("DequantizeLinear", inputs, [conv.input[2]], name=f"{name}.bias.dequantize", axis=0)
         graph.replace(conv, [node, conv])
+
+
+def _widen(graph: Graph, weight: NodeProto, least: np.ndarray) -> None:
+    """Scales of at least `least` per channel, and codes to match: channels whose weights are as good as zero beside
+    their bias, whose integer bias would overflow. Where all weights are zero, any scale will do: the finest."""
+    codes, scale, zero = (_known(graph, name) for name in weight.input)
+    if scale.shape != least.shape or graph.only_reader(weight.output[0]) is None:
+        return
+    size = np.where(_steps(graph, weight) > 0, np.maximum(np.abs(scale), least), np.maximum(least, _SMALLEST_SCALE))
+    wider = np.copysign(size, scale).astype(np.float32)  # a batch norm may have turned the sign
+    if np.array_equal(wider, scale):
+        return
+    per_row = (-1, *[1] * (codes.ndim - 1))
+    offset = zero.astype(np.int64).reshape(per_row)
+    kept = np.rint((codes - offset) * (scale / wider).reshape(per_row)) + offset
+    data_type = graph.initializers[weight.input[0]].data_type
+    weight.input[0] = graph.integers(weight.input[0], kept, data_type)
+    weight.input[1] = graph.constant(weight.input[1], wider)
+
+
+def _steps(graph: Graph, weight: NodeProto) -> np.ndarray:
+    """The largest weight of each output channel, in steps."""
+    codes, _, zero = (_known(graph, name).astype(np.int64) for name in weight.input)
+    rows = codes.reshape(len(codes), -1) - (zero.reshape(-1, 1) if zero.ndim else zero)
+    return np.asarray(np.abs(rows).max(1))
 
 
 def _is_dequantize(node: NodeProto | None) -> bool:

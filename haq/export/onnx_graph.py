@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 _FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4)
 _NUMPY: dict[int, Any] = {
@@ -80,6 +81,23 @@ class Graph:
         if node is None or node.op_type != "Constant":
             return None
         return numpy_helper.to_array(node.attribute[0].t)
+
+    def computed(self, name: str) -> np.ndarray | None:
+        """The content of a value that depends on no input of the graph, else `None`."""
+        needed, nodes = {name}, list[NodeProto]()
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                nodes.insert(0, node)
+                needed |= set(node.input)
+        if needed & self.inputs:
+            return None
+        tensors = [self.initializers[key] for key in needed & set(self.initializers)]
+        output = helper.make_empty_tensor_value_info(name)
+        model = helper.make_model(
+            helper.make_graph(nodes, "constants", [], [output], tensors), opset_imports=self._model.opset_import
+        )
+        (found,) = ReferenceEvaluator(model).run(None, {})
+        return np.asarray(found)
 
     def replace(self, old: NodeProto, new: Sequence[NodeProto]) -> None:
         """Put nodes in the place of one."""

@@ -8,7 +8,14 @@ from typing import Any
 import onnx
 from torch import nn
 
-from haq.export.onnx_activations import BIAS_TOLERANCE, HALF_A_STEP, lower_inputs, move_clips, quantize_biases
+from haq.export.onnx_activations import (
+    BIAS_TOLERANCE,
+    HALF_A_STEP,
+    fold_pads,
+    lower_inputs,
+    move_clips,
+    quantize_biases,
+)
 from haq.export.onnx_graph import Graph
 from haq.export.onnx_outputs import quantize_outputs
 from haq.export.onnx_trace import OPSET, trace_marked
@@ -37,6 +44,7 @@ def onnx_model(
     """
     graph = Graph(trace_marked(model, state, inputs))
     name_float_layers(graph, state)
+    fold_pads(graph, state)
     gains = fold_batch_norms(graph, state)
     split_gemms(graph)
     lower_weights(graph, state, gains, pack=pack)

@@ -65,7 +65,7 @@ def open_runtime(experiment: Experiment, name: str, *, threads: int) -> Runtime:
     if threads > cores():
         raise InputError(f"--threads {threads}: this process may use {cores()} processors")
     quantization = resolve(experiment.config.quantization, QUANTIZATION)
-    data = experiment.data.train
+    data = experiment.given_data.train
     quantized = QuantizedModel(
         experiment.model,
         quantization=quantization,

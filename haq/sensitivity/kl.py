@@ -11,7 +11,7 @@ from haq.quant.model import QuantizedModel
 from haq.quant.tree import tensors_in
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.one_at_a_time import score_one_at_a_time
-from haq.sensitivity.outputs import are_logits
+from haq.sensitivity.outputs import are_logits, are_probabilities
 
 
 def score(
@@ -25,7 +25,7 @@ def score(
 ) -> Scores:
     """KL(float outputs || outputs with one layer quantized), the mean over samples, where outputs are logits.
 
-    Other outputs (targets that are no class indices, several tensors): squared error over squared float outputs, the
+    Other outputs (targets that are no classes, several tensors): squared error over squared float outputs, the
     mean over tensors and batches. Forward passes only, one per batch, layer and format.
     """
     return score_one_at_a_time(model, formats, batches, compare=divergence, progress=progress)
@@ -33,7 +33,7 @@ def score(
 
 def divergence(reference: Any, outputs: Any, targets: Any) -> float:
     """How far `outputs` are from `reference`: KL divergence of logits, else normalised squared error."""
-    if are_logits(outputs, targets):
+    if are_logits(outputs, targets) or are_probabilities(outputs, targets):
         return _kl(reference, outputs)
     pairs = zip(tensors_in(reference), tensors_in(outputs), strict=True)
     errors = [_normalised_error(wanted, got) for wanted, got in pairs if wanted.is_floating_point()]

@@ -12,6 +12,8 @@ from torch import Tensor
 from haq.quant.tree import tensors_in
 from haq.sensitivity.probes import hessian_times, rademacher
 
+_SUMS_TO_ONE = 1e-3
+
 
 def are_logits(outputs: Any, targets: Any) -> bool:
     """Whether outputs are `[n, classes, ...]` and targets the matching class indices `[n, ...]`."""
@@ -25,6 +27,19 @@ def are_logits(outputs: Any, targets: Any) -> bool:
     )
 
 
+def are_probabilities(outputs: Any, targets: Any) -> bool:
+    """Whether targets are class probabilities for logits `[n, classes, ...]`, as torch's cross entropy takes them."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and outputs.dim() > 1
+        and outputs.shape == targets.shape
+        and targets.is_floating_point()
+        and bool((targets >= 0).all())
+        and bool(((targets.sum(1) - 1).abs() < _SUMS_TO_ONE).all())
+    )
+
+
 def curvature_probe(
     outputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor], *, samples: int, generator: torch.Generator
 ) -> Tensor:
@@ -33,14 +48,17 @@ def curvature_probe(
     With J the change of z by some perturbation, E[(u' J)^2] is then its Gauss-Newton curvature. For logits and class
     indices the curvature is the softmax's Fisher information, each position counted 1 / positions, and u = sum over
     classes c of e_c sqrt(p_c) (1_c - p) with random signs e_c. A loss that is a sum over output elements (squared
-    error, binary cross entropy, ...) tells its own curvature. Any other is taken by its gradient at the targets, whose
-    square stands for the curvature (the empirical Fisher).
+    error, binary cross entropy, ...) tells its own curvature. Class probabilities as targets count like class
+    indices. Any other loss is taken by its gradient at the targets, whose square stands for the curvature (the
+    empirical Fisher).
     """
     if are_logits(outputs, targets):
         return _softmax_probe(outputs, targets, generator)
     tensors = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
     value = loss(outputs, targets)
     curvature = _elementwise_curvature(value, tensors, generator)
+    if curvature is None and are_probabilities(outputs, targets):
+        return _softmax_probe(outputs, targets.argmax(1), generator)
     if curvature is None:
         return value * math.sqrt(samples)
     products = [

@@ -93,7 +93,24 @@ class Branches(nn.Module):
         return self.last(y.mean((2, 3)))
 
 
-MODELS = {model.__name__: model for model in (Depthwise, Transposed, OneDimensional, Tokens, Branches)}
+class Padded(nn.Module):
+    """More zeros at the far side, before a layer and before two that read them together."""
+
+    input_shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2)
+        self.left = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.right = nn.Conv2d(8, 8, 3)
+        self.last = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(F.relu6(self.first(F.pad(x, (0, 1, 0, 1)))), (1, 2, 1, 1))
+        return self.last(F.relu6(self.left(y)) + F.relu6(self.right(y))).mean((2, 3))
+
+
+MODELS = {model.__name__: model for model in (Depthwise, Transposed, OneDimensional, Tokens, Branches, Padded)}
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

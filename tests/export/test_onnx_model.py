@@ -263,3 +263,35 @@ def test_an_operator_that_onnx_lacks_is_one_clear_line():
     ) as error:
         exported(quantized, model, inputs)
     assert "\n" not in str(error.value)
+
+
+def test_padding_moves_into_the_convolutions():
+    model, inputs = make("Padded")
+    quantized = QuantizedModel(model, calibration=[(inputs, None)])
+    quantized.apply(uniform(quantized, "w8a8"))
+    found = exported(quantized, model, inputs)
+    assert "Pad" not in {node.op_type for node in onnx.load_from_string(found).graph.node}
+    quantized.apply(uniform(quantized, "w8abinary"))  # padding is not -1 or 1
+    with torch.no_grad():
+        wanted = quantized(inputs)
+    torch.testing.assert_close(OnnxRunner(exported(quantized, model, inputs))(inputs), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dead", [0.0, 1e-9], ids=["zero", "nearly zero"])
+def test_dead_channels_do_not_keep_a_layer_from_integers(dead):
+    """As in EfficientNet: a channel without weights, whose bias is no number of steps of its own."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)
+    )
+    with torch.no_grad():
+        model[2].weight[1] *= dead
+        model[2].bias[1] = 0.7
+    inputs = torch.randn(64, 3, 8, 8)
+    quantized = QuantizedModel(model, calibration=[(inputs, None)])
+    quantized.apply(uniform(quantized, "w8a8"))
+    found = exported_for_speed(quantized, model, inputs)
+    assert set(kernels(found, quantized.layers).values()) == {"QLinearConv"}
+    with torch.no_grad():
+        wanted = quantized(inputs)
+    assert float((OnnxRunner(found)(inputs) - wanted).abs().mean()) < 5e-3 * float(wanted.abs().max())
