@@ -156,9 +156,12 @@ def test_what_the_user_gave_is_named_in_errors(model, digits):
         PTQEvaluator(model, digits.search, metric=broken)(policy)
     with pytest.raises(InputError, match="the loss 'broken' failed"):
         PTQEvaluator(model, digits.search, loss=broken)(policy)
-    with pytest.raises(InputError, match="unknown metric 'f1'; known: accuracy, negative_mse, or give a function"):
+    with pytest.raises(
+        InputError,
+        match="unknown metric 'f1'; known: accuracy, agreement, negative_kl, negative_mse, or give a function",
+    ):
         PTQEvaluator(model, digits.search, metric="f1")
-    with pytest.raises(InputError, match="unknown loss 'hinge'; known: cross_entropy, mse"):
+    with pytest.raises(InputError, match="unknown loss 'hinge'; known: cross_entropy, kl_divergence, mse"):
         PTQEvaluator(model, digits.search, loss="hinge")
     with pytest.raises(InputError, match="mse needs outputs and targets of one shape"):
         PTQEvaluator(model, digits.search, metric="negative_mse")(policy)
