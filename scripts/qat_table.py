@@ -4,14 +4,19 @@
     python scripts/qat_table.py --steps 40 --seeds 0                # minutes on two cores
 
 Scores are of the test split; nothing is chosen by them. First and last layer are at 8 bit but in the w8a8 row and in
-`--all-layers`. Prints a Markdown table as rows come in.
+`--all-layers`. Each measurement is a line of `--file` as soon as it is made, and is not made again; once all are
+there, a Markdown table is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +27,7 @@ from haq.types import Policy, Precision
 from haq.zoo import DATASETS, load_model
 
 PRECISIONS = ("w8a8", "w4a4", "w3a3", "w2a2", "wternarya8", "wbinarya8")
+Cell = dict[str, Any]
 
 
 def policy_of(model: QuantizedModel, text: str, *, all_layers: bool) -> Policy:
@@ -32,15 +38,61 @@ def policy_of(model: QuantizedModel, text: str, *, all_layers: bool) -> Policy:
     return Policy(policy)
 
 
-def cell(evaluators: list[SplitEvaluator], policy: Policy) -> str:
-    start = time.perf_counter()
-    measured = [evaluator(policy) for evaluator in evaluators]
-    seconds = (time.perf_counter() - start) / len(evaluators)
-    if failed := [one.error for one in measured if not one.ok]:
-        return failed[0]
-    scores = [one.score for one in measured]
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    """What is to be measured, cheap ones first, then seed by seed."""
+    same = {"model": args.model, "data": args.data, "threads": args.threads, "all_layers": args.all_layers}
+    yield {**same, "kind": "float"}
+    for kind in ("ptq", "bn"):
+        yield from ({**same, "kind": kind, "precision": text} for text in args.precisions)
+    trained = {**same, "kind": "qat", "steps": args.steps, "learning_rate": args.learning_rate}
+    for seed in args.seeds:
+        yield from ({**trained, "seed": seed, "precision": text} for text in args.precisions)
+
+
+def measured(args: argparse.Namespace) -> list[tuple[Cell, Cell]]:
+    """Each cell and what it came to: from the file, or measured now."""
+    data, floating = DATASETS[args.data](), load_model(args.model)
+    model = QuantizedModel(floating, calibration=list(data.train.head(512).batches(64)))
+    settings = QATConfig(
+        steps=args.steps, learning_rate=args.learning_rate, distillation="kl", samples=min(55_000, 128 * args.steps)
+    )
+
+    @cache
+    def evaluator(kind: str, seed: int) -> SplitEvaluator:
+        if kind != "qat":
+            return PTQEvaluator(model, data.test, kind="bn" if kind == "bn" else "ptq")
+        loss = LOSSES["cross_entropy"]
+        tuner = FineTuner(floating, model, data.train, settings=settings, loss=loss, seed=seed)
+        return QATEvaluator(tuner, model, data.test)
+
+    def measure(cell: Cell) -> Cell:
+        one = evaluator(cell["kind"], cell.get("seed", 0))
+        if cell["kind"] == "float":
+            found = one.float_measurement()
+        else:
+            found = one(policy_of(model, cell["precision"], all_layers=args.all_layers))
+        return {"score": found.score if found.ok else None, "seconds": found.seconds, "error": found.error}
+
+    lines = args.file.read_text(encoding="utf-8").splitlines() if args.file.exists() else []
+    known = {json.dumps(line["cell"]): line["found"] for line in map(json.loads, lines)}
+    result = []
+    for cell in cells(args):
+        key = json.dumps(cell)
+        if key not in known:
+            known[key] = measure(cell)
+            with args.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"cell": cell, "found": known[key]}) + "\n")
+        result.append((cell, known[key]))
+    return result
+
+
+def text_of(found: list[Cell]) -> str:
+    """Mean and spread of a table's cell, and the mean seconds."""
+    if failed := [one["error"] for one in found if one["score"] is None]:
+        return str(failed[0])
+    scores = [one["score"] for one in found]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.2f}{spread} ({seconds:.0f} s)"
+    return f"{statistics.mean(scores):.2f}{spread} ({statistics.mean(one['seconds'] for one in found):.0f} s)"
 
 
 def main() -> None:
@@ -53,28 +105,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
     parser.add_argument("--all-layers", action="store_true", help="the first and the last layer like all others")
+    parser.add_argument("--file", type=Path, default=Path("qat_table.jsonl"), help="where measurements are kept")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    data, floating = DATASETS[args.data](), load_model(args.model)
-    model = QuantizedModel(floating, calibration=list(data.train.head(512).batches(64)))
-    settings = QATConfig(
-        steps=args.steps, learning_rate=args.learning_rate, distillation="kl", samples=min(55_000, 128 * args.steps)
-    )
-    tuners = [
-        FineTuner(floating, model, data.train, settings=settings, loss=LOSSES["cross_entropy"], seed=seed)
-        for seed in args.seeds
-    ]
-    plain = PTQEvaluator(model, data.test)
-    columns: list[list[SplitEvaluator]] = [
-        [plain],
-        [PTQEvaluator(model, data.test, kind="bn")],
-        [QATEvaluator(tuner, model, data.test) for tuner in tuners],
-    ]
-    print(f"float: {plain.float_score():.2f}\n\n| policy | ptq | bn | qat |\n|---|---|---|---|", flush=True)
+    result = measured(args)
+    print(f"float: {result[0][1]['score']:.2f}\n\n| policy | ptq | bn | qat |\n|---|---|---|---|")
     for text in args.precisions:
-        policy = policy_of(model, text, all_layers=args.all_layers)
-        print(f"| {text} | {' | '.join(cell(column, policy) for column in columns)} |", flush=True)
+        row = [
+            text_of([found for cell, found in result if (cell["kind"], cell.get("precision")) == (kind, text)])
+            for kind in ("ptq", "bn", "qat")
+        ]
+        print(f"| {text} | {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

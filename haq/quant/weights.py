@@ -36,6 +36,11 @@ class WeightLayout:
         granularity = quantization.weight_granularity or "channel"
         return cls(tuple(weight.shape), groups, granularity, quantization.group_size)
 
+    @property
+    def rows_in_any_order(self) -> bool:
+        """Whether a row is all of an output channel, or of the tensor, so that its order does not count."""
+        return self.granularity != "group" and not self.transposed_groups
+
     def split(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Matrices `[rows, n]`: one, or with a remainder group two, the second with the shorter rows."""
         channels = self._channels(weight)

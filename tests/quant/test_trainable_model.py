@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.profiler import ProfilerActivity, profile
 
 from haq.config import QuantizationConfig
 from haq.errors import InputError
 from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.training import SCHEMES, TrainableModel
 from haq.types import Policy, Precision
+from haq.zoo import MODELS
 
 
 class Branches(nn.Module):
@@ -141,20 +144,90 @@ def test_layers_that_read_one_tensor_share_its_quantizer_only_in_the_same_format
     assert counts == [4, 5, 4]
 
 
-def test_one_captured_graph_serves_all_integer_policies(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+def loss_gradients(forward: nn.Module, batch: tuple[Tensor, Tensor], **options: bool) -> dict[str, Tensor]:
+    forward.zero_grad()
+    F.cross_entropy(forward(batch[0]), batch[1]).backward(**options)
+    return {
+        name.removeprefix("_orig_mod."): value.grad.clone()
+        for name, value in forward.named_parameters()
+        if value.grad is not None
+    }
+
+
+def test_one_captured_training_step_serves_all_integer_policies(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    """And its gradients, of plain operators, are those of eager's own functions."""
     quantized = wrapped(model, batches)
     trainable = TrainableModel(model, quantized)
-    inputs = trainable.prepared(batches[0][0])
-    counter = CompileCounter()
+    batch = trainable.prepared(batches[0][0]), batches[0][1]
+    counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(trainable.module, backend=counter)
+    trainable.module.train()
     for text in ("w8a8", "w4a4", "w2a3", "w5a8"):
-        policy = uniform(quantized, text)
-        trainable.apply(policy)
-        quantized.apply(policy)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(inputs), quantized(batches[0][0]), rtol=0, atol=1e-4)
+        trainable.apply(uniform(quantized, text))
+        expected, found = loss_gradients(trainable.module, batch), loss_gradients(compiled, batch)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert counter.frame_count == 1
+
+
+def kept_bytes(forward: Callable[[], Tensor]) -> int:
+    """What a forward pass allocated and has not freed at its end."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        loss = forward()
+    assert loss.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("text", ["w4a4", "w2a8", "wternaryaternary", "wbinaryabinary", "wfp16abf16"])
+def test_training_keeps_no_more_than_the_float_model_and_a_mask(scheme: str, text: str) -> None:
+    torch.manual_seed(0)
+    model, images = MODELS["resnet20"](), torch.randn(16, 1, 28, 28)
+    quantized = QuantizedModel(model.eval(), calibration=[(images, None)])
+    trainable = TrainableModel(model, quantized, scheme=scheme)
+    trainable.apply(uniform(quantized, text))
+    trainable.module.train()
+    images = trainable.prepared(images)
+    floating = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    read = sum(len(images) * shape.numel() for shape in quantized.input_shapes.values())
+    weights = sum(4 * quantized.float_weight(name).numel() for name in quantized.layers)
+    of_float = kept_bytes(lambda: floating(images).sum())
+    assert of_float > 6 * read
+    # Quantized weights, and for some quantizers parts of them, do not grow with the batch.
+    assert kept_bytes(lambda: trainable.module(images).sum()) <= of_float + read + 3 * weights
+
+
+def test_gradients_may_be_asked_for_twice(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    trainable.apply(uniform(quantized, "w3a3"))
+    trainable.module.train()
+    loss = F.cross_entropy(trainable(trainable.prepared(batches[0][0])), batches[0][1])
+    parameters = [parameter for group in trainable.parameter_groups() for parameter in group]
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, parameters)))
+
+
+def test_a_layer_whose_input_is_overwritten_says_so_like_torch() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y) + y.mul_(2.0) if self.training else self.second(y)
+
+    model, x = Overwrites().eval(), torch.randn(8, 4)
+    trainable = TrainableModel(model, quantized := QuantizedModel(model, calibration=[(x, None)]))
+    trainable.apply(uniform(quantized, "w4a4"))
+    trainable.module.train()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        trainable(x).sum().backward()
 
 
 def test_state_goes_on_from_where_training_stopped(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:

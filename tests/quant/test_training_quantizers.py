@@ -212,10 +212,28 @@ def test_binary_activation_learns_its_scale() -> None:
     torch.testing.assert_close(on_scale, (upstream * x.sign()).sum() / 48**0.5)
 
 
-def test_the_fast_function_saves_nothing_but_its_input_and_its_result() -> None:
-    x = torch.randn(8, 4, 6, 6, requires_grad=True)
-    quantizer = started(LearnedStep(None), activation(4, "symmetric"), x.detach(), weight=False)
+@pytest.mark.parametrize("text", ["lsq", "pact", "ternary", "binary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activation_quantizers_keep_their_input_only(text: str, dtype: torch.dtype) -> None:
+    x = torch.randn(8, 4, 6, 6, dtype=dtype, requires_grad=True)
+    quantizer, calibrated = {
+        "lsq": (LearnedStep(None), activation(4, "symmetric")),
+        "pact": (PACT(None), activation(4, "affine")),
+        "ternary": (TernaryActivation(), Ternary(torch.tensor(0.1), torch.tensor(0.3))),
+        "binary": (BinaryActivation(), Binary(torch.tensor(0.5))),
+    }[text]
+    started(quantizer, calibrated, x.detach(), weight=False)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = quantizer(x)
-    assert {t.data_ptr() for t in saved if t.numel() > 1} <= {x.data_ptr(), y.data_ptr()}
+    assert y.dtype == dtype
+    assert {t.data_ptr() for t in saved if t.numel() > 1} == {x.data_ptr()}
+
+
+def test_half_precision_activations_get_the_float_gradients() -> None:
+    x = values(4, 3, 5, 5).bfloat16()
+    upstream = torch.randn(4, 3, 5, 5).bfloat16()
+    half = gradients(started(LearnedStep(None), activation(4, "affine"), x, weight=False), x, upstream)
+    full = gradients(started(LearnedStep(None), activation(4, "affine"), x, weight=False), x.float(), upstream.float())
+    torch.testing.assert_close(half[0].float(), full[0], rtol=0, atol=0)
+    torch.testing.assert_close(half[1][0], full[1][0], rtol=1e-3, atol=1e-4)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from haq.quant.quantizers import Binary, Cast, Quantizer, Ternary, binary_quantizer, ternary_quantizer
-from haq.quant.training.functions import learned_step, straight_through
+from haq.quant.training.functions import learned_sign, learned_step, straight_through
 from haq.quant.training.quantizers import TrainableQuantizer
 
 _TINY = 1e-8
@@ -117,10 +117,7 @@ class BinaryActivation(TrainableQuantizer):
             self.gradient_scale.fill_(1.0 / values.numel() ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale * self.gradient_scale + (self.scale * (1.0 - self.gradient_scale)).detach()
-        sign = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-        inside = (x.abs() <= self.scale).to(x.dtype)
-        return sign * scale + inside * (x - x.detach())
+        return learned_sign(x, self.scale, self.gradient_scale)
 
     def bounded(self) -> None:
         with torch.no_grad():

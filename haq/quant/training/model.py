@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from haq.errors import InputError
 from haq.quant.model import QuantizedModel
 from haq.quant.quantizers import Binary, Cast, Identity, PerRowInteger, PerTensorInteger, Quantizer, Ternary
+from haq.quant.training.kept import QuantizesInput
 from haq.quant.training.low_bits import (
     BinaryActivation,
     BinaryWeight,
@@ -113,7 +114,7 @@ class TrainableModel:
         self._weights = {name: self._weight_slot(name) for name in self._layers}
         self._inputs: dict[tuple[str, int], InputSlot] = {}
         for name in self._layers:
-            self._layers[name].register_forward_pre_hook(_quantize_input, prepend=True, with_kwargs=True)
+            QuantizesInput(self._layers[name])
 
     def __call__(self, inputs: Any) -> Any:
         """The outputs for one batch of inputs on this model's device."""
@@ -280,12 +281,6 @@ class TrainableModel:
         if isinstance(calibrated, Binary):
             return "binary", BinaryActivation if rows is None else BinaryWeight
         raise TypeError(f"no trainable quantizer for {type(calibrated).__name__}")
-
-
-def _quantize_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not args:
-        return args, {**kwargs, "input": module.input_slot(kwargs["input"])}  # type: ignore[operator]
-    return (module.input_slot(args[0]), *args[1:]), kwargs  # type: ignore[operator]
 
 
 def _check(quantized: QuantizedModel, scheme: str, ternary: str) -> None:

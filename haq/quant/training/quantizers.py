@@ -28,7 +28,7 @@ class TrainableQuantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake quantization of `x`."""
+        """Fake quantization of `x`, in its type; half-precision activations are computed in float32."""
         raise NotImplementedError
 
     def bounded(self) -> None:
@@ -117,6 +117,8 @@ class PACT(Integer):
         level: 0-d or `[rows, 1]`: the largest value that can be held.
     """
 
+    gradient_scale: Tensor
+
     def __init__(self, rows: int | None) -> None:
         super().__init__(rows)
         self.level = nn.Parameter(torch.ones_like(self.step))
@@ -130,11 +132,10 @@ class PACT(Integer):
         return (self.quant_max - self.zero_point).clamp(min=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        above = self._levels_above()
-        low = self.level * ((self.quant_min - self.zero_point) / above)
-        clipped = torch.minimum(torch.maximum(x, low), self.level)
-        step = self.level.detach() / above
-        return straight_through(clipped, torch.round(clipped.detach() / step) * step)
+        step = self.level / self._levels_above()
+        return learned_step(
+            x, step, self.zero_point, self.quant_min, self.quant_max, self.gradient_scale, sees_rounding=False
+        )
 
     def bounded(self) -> None:
         with torch.no_grad():

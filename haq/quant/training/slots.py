@@ -64,12 +64,22 @@ class WeightSlot(Slot):
             return weight
         if weight.dtype in HALF_TYPES:
             return self(weight.float()).to(weight.dtype)  # type: ignore[no-any-return]
-        parts = zip(self.active, self._layout.split(weight), strict=True)
-        quantized = self._layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
         if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
             # The memory format decides which convolution kernels run.
-            return quantized.contiguous(memory_format=torch.channels_last)
-        return quantized
+            return self._channels_last(weight)
+        return self._quantized(weight)
+
+    def _quantized(self, weight: Tensor) -> Tensor:
+        parts = zip(self.active, self._layout.split(weight), strict=True)
+        return self._layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
+
+    def _channels_last(self, weight: Tensor) -> Tensor:
+        if not self._layout.rows_in_any_order:
+            return self._quantized(weight).contiguous(memory_format=torch.channels_last)
+        (quantizer,) = self.active
+        stored = weight.permute(0, 2, 3, 1)  # as it lies in memory: nothing is copied
+        rows = 1 if self._layout.granularity == "tensor" else len(weight)
+        return quantizer(stored.reshape(rows, -1)).view(stored.shape).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class InputSlot(Slot):
@@ -86,15 +96,14 @@ class InputSlot(Slot):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.readers == 1 or torch.compiler.is_compiling():
-            return self._quantize(x)
+            return self.quantize(x)
         if self._last is None or self._last[0] is not x:
-            self._last = (x, self._quantize(x))
+            self._last = (x, self.quantize(x))
         return self._last[1]
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor) -> Tensor:
+        """Fake quantization of `x`."""
         (quantizer,) = self.active
-        if x.dtype in HALF_TYPES:
-            return quantizer(x.float()).to(x.dtype)  # type: ignore[no-any-return]
         return quantizer(x)  # type: ignore[no-any-return]
 
     def forget(self, *_: Any) -> None:
