@@ -222,6 +222,11 @@ class EvaluatorConfig(_Section):
     loss: str = "cross_entropy"
     """`cross_entropy`, `mse`, `kl_divergence` from the float model, or your own `module:function(outputs, targets)` ->
     scalar tensor."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`: a CUDA GPU where torch sees one (with Ray: where workers reserve one), else the CPU; or `cpu`, `cuda`,
+    `cuda:1`."""
+    amp: bool = False
+    """Policies are scored in bfloat16 autocast: less exact, and faster where the processor computes in bfloat16."""
     qat: QATConfig | None = None
     """How `qat` and `shared` train."""
     ladder: tuple[Rung, ...] = ()

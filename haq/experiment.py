@@ -29,7 +29,7 @@ from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_prof
 from haq.imports import call_reference, describe, guarded, load_reference
 from haq.problem import Problem
 from haq.quant import QuantizedModel, resolve
-from haq.quant.tree import call_model, map_tensors
+from haq.quant.tree import call_model, map_tensors, pick_device
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy, check_options
 from haq.search.journal import stored_trials
 from haq.search.warm_start import warm_sources
@@ -106,7 +106,7 @@ class Experiment:
         """The same experiment for another device, other budgets or other sensitivities; shares what does not depend on
         them and is built."""
         other = Experiment(config, folder=self.folder)
-        same_device = config.device == self.config.device
+        same_device = (config.device, config.evaluator.device) == (self.config.device, self.config.evaluator.device)
         shared = (*_OF_ANY_DEVICE, *_OF_ONE_DEVICE) if same_device else _OF_ANY_DEVICE
         if same_device:
             other._evaluators = self._evaluators
@@ -225,7 +225,20 @@ class Experiment:
             quantization=self.quantization,
             calibration=list(split.batches(self.config.evaluator.batch_size)),
             layers=self.network.layer_names,
+            device=str(self.compute_device),
         )
+
+    @cached_property
+    def compute_device(self) -> torch.device:
+        """What `evaluator.device` comes to in this process: where the model is calibrated, scored and trained.
+
+        Raises:
+            InputError: torch cannot use it here.
+        """
+        try:
+            return pick_device(self.config.evaluator.device)
+        except InputError as error:
+            raise InputError(f"evaluator.device: {error}") from error
 
     def _named(self, registry: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callable[..., Any]:
         if ":" in name:
@@ -293,6 +306,7 @@ class Experiment:
                 samples=samples,
                 kind="bn" if kind == "bn" else "ptq",
                 standard_error=split == "test",
+                amp=config.amp,
             )
         return QATEvaluator(
             self.fine_tuner,
@@ -359,7 +373,7 @@ class Experiment:
             InputError: the names, model, data, device, space, budgets, objective, loss or metric cannot be used.
         """
         self._check_names()
-        _ = (self.space, self.budgets, self.metric)
+        _ = (self.space, self.budgets, self.metric, self.compute_device)
         if self.config.sensitivity.interactions:
             affordable_pairs(self.space.precisions, self.config.sensitivity.interactions)
         require_metrics(self.cost_model, (self.config.objective, *self.budgets))
@@ -555,11 +569,12 @@ class Experiment:
             return None
         return cache_folder(None if config.folder is None else self.folder / config.folder)
 
-    def measurement_context(self, *, threads: int | None = None) -> dict[str, Any]:
+    def measurement_context(self, *, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
         """What a measurement on the search split depends on beside the policy; scores the float model.
 
         Args:
             threads: of whoever evaluates, where that is not this process.
+            device: likewise.
         """
         config = self.config
         floating = self.evaluator("search").float_measurement()
@@ -567,12 +582,12 @@ class Experiment:
             "model": config.model.model_dump(mode="json"),
             "hashes": self.hashes,
             "float": {"score": floating.score, **floating.details},
-            "evaluator": config.evaluator.model_dump(mode="json"),
+            "evaluator": config.evaluator.model_dump(mode="json", exclude={"device"}),
             "quantization": self.quantization.model_dump(mode="json"),
             "layers": list(self.network.layer_names),
             "sources": source_digest([*self._own_functions(), *map(type, self.model.modules())]),
             "code": code_version(),
-            "numerics": numerics(self.quantized.device, threads=threads),
+            "numerics": numerics(torch.device(device) if device else self.quantized.device, threads=threads),
         }
         if config.data.targets != "labels":
             context["targets"] = config.data.targets

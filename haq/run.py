@@ -28,7 +28,7 @@ from haq.search.journal import Journal, holds_trials, setup_of
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
 from haq.types import Policy, Trial
-from haq.workers import ray_executor, worker_count, worker_threads
+from haq.workers import ray_executor, worker_count, worker_device, worker_threads
 
 JOURNAL = "trials.jsonl"
 LADDER = "ladder.jsonl"
@@ -190,8 +190,10 @@ def _executor(experiment: Experiment, evaluator: SplitEvaluator, show: Reporter)
     executor: Executor = LocalExecutor(evaluator) if local else ray_executor(experiment)
     caching = None
     if (folder := experiment.cache_folder) is not None:
-        threads = None if local else worker_threads(experiment.config)
-        cache = MeasurementCache(folder, experiment.measurement_context(threads=threads), on_error=show.note)
+        config = experiment.config
+        threads, device = (None, None) if local else (worker_threads(config), worker_device(config))
+        context = experiment.measurement_context(threads=threads, device=device)
+        cache = MeasurementCache(folder, context, on_error=show.note)
         executor = caching = CachingExecutor(executor, cache)
     with closing(executor):
         yield executor

@@ -49,6 +49,13 @@ def worker_threads(config: ExperimentConfig) -> int:
     return config.threads or max(int(cpus or 1), 1)
 
 
+def worker_device(config: ExperimentConfig) -> str:
+    """Where workers compute: with `auto`, on the GPU if they reserve one."""
+    if config.evaluator.device != "auto":
+        return config.evaluator.device
+    return "cuda" if config.executor.gpus_per_worker else "cpu"
+
+
 def ray_executor(experiment: Experiment) -> RayExecutor:
     """The executor that the experiment's `executor` section describes.
 
@@ -57,7 +64,12 @@ def ray_executor(experiment: Experiment) -> RayExecutor:
     """
     config = experiment.config
     parcel = _Parcel(
-        config.model_copy(update={"threads": worker_threads(config)}),
+        config.model_copy(
+            update={
+                "threads": worker_threads(config),
+                "evaluator": config.evaluator.model_copy(update={"device": worker_device(config)}),
+            }
+        ),
         experiment.folder.resolve(),
         experiment.network,
         experiment.quantization,

@@ -59,7 +59,9 @@ def numerics(device: torch.device, *, threads: int | None = None) -> dict[str, A
     """What may change the last bits of a sum on `device`; `threads`: default, this process's."""
     result: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
     if device.type == "cuda":
-        return result | {"gpu": torch.cuda.get_device_name(device), "tf32": torch.backends.cuda.matmul.allow_tf32}
+        # A driver may have no GPU where its workers have.
+        name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "of the workers"
+        return result | {"gpu": name, "tf32": torch.backends.cuda.matmul.allow_tf32}
     return result | {
         "threads": threads or torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

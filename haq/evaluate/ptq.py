@@ -25,6 +25,7 @@ class PTQEvaluator(SplitEvaluator):
         batch_size: likewise.
         samples: likewise.
         standard_error: likewise.
+        amp: likewise.
 
     Raises:
         InputError: unknown metric or loss.
@@ -41,6 +42,7 @@ class PTQEvaluator(SplitEvaluator):
         batch_size: int = 256,
         samples: int | None = None,
         standard_error: bool = False,
+        amp: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -50,6 +52,7 @@ class PTQEvaluator(SplitEvaluator):
             batch_size=batch_size,
             samples=samples,
             standard_error=standard_error,
+            amp=amp,
         )
         self._reestimates = kind == "bn" or model.quantization.batch_norm == "reestimate"
 

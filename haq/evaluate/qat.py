@@ -28,6 +28,7 @@ class QATEvaluator(SplitEvaluator):
         batch_size: likewise.
         samples: likewise.
         standard_error: likewise.
+        amp: likewise.
 
     Raises:
         InputError: unknown metric or loss.
@@ -46,6 +47,7 @@ class QATEvaluator(SplitEvaluator):
         batch_size: int = 256,
         samples: int | None = None,
         standard_error: bool = False,
+        amp: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -55,6 +57,7 @@ class QATEvaluator(SplitEvaluator):
             batch_size=batch_size,
             samples=samples,
             standard_error=standard_error,
+            amp=amp,
         )
         self._tuner, self._kind, self._steps = tuner, kind, steps
 

@@ -14,7 +14,7 @@ from haq.errors import InputError
 from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy, agreement
 from haq.evaluate.jackknife import jackknife
 from haq.quant import QuantizedModel
-from haq.quant.tree import tensors_in
+from haq.quant.tree import map_tensors, tensors_in
 from haq.types import Measurement, Policy
 
 
@@ -40,6 +40,8 @@ class SplitEvaluator:
         samples: how many of the split, from its start; all by default.
         standard_error: put `score_error`, the standard error of the score, into the details; for accuracy and agreement
             it is always there, for other metrics it takes ten more calls of the metric.
+        amp: run the model in bfloat16 autocast. Calibration and compensations stay in float32, and so do metric and
+            loss, which get their tensors on the CPU in any case.
 
     Raises:
         InputError: unknown metric or loss.
@@ -55,15 +57,17 @@ class SplitEvaluator:
         batch_size: int = 256,
         samples: int | None = None,
         standard_error: bool = False,
+        amp: bool = False,
     ) -> None:
         self.model = model
+        self._amp = amp
         self._metric = _named(METRICS, metric, "metric")
         self._loss = None if loss is None else _named(LOSSES, loss, "loss")
         self._standard_error = standard_error
         part = split if samples is None else split.head(samples)
         batches = list(part.batches(batch_size))
         self._inputs = [model.to_device(inputs) for inputs, _ in batches]
-        self._targets = model.to_device(joined([targets for _, targets in batches]))
+        self._targets = map_tensors(Tensor.cpu, joined([targets for _, targets in batches]))
         self._float: Measurement | None = None
 
     @property
@@ -105,7 +109,9 @@ class SplitEvaluator:
 
     def _outputs(self, model: Callable[[Any], Any]) -> Any:
         try:
-            return joined([model(inputs) for inputs in self._inputs])
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._amp):
+                parts = [map_tensors(_to_score, model(inputs)) for inputs in self._inputs]
+            return joined(parts)
         except InputError:
             raise
         except Exception as error:
@@ -144,6 +150,10 @@ def _named(registry: dict[str, Any], given: Any, role: str) -> Any:
             f"unknown {role} {given!r}; known: {', '.join(sorted(registry))}, or give a function of outputs and targets"
         )
     return registry[given]
+
+
+def _to_score(tensor: Tensor) -> Tensor:
+    return tensor.float().cpu() if tensor.dtype == torch.bfloat16 else tensor.cpu()
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -57,6 +57,8 @@ def export_policy(
             f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; take one of kind 'ptq' or 'bn'"
         )
     chosen = exporter(format, options)
+    evaluator = experiment.config.evaluator.model_copy(update={"device": "cpu"})  # where files are written and compared
+    experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
     path = policy_file(source)
     measurement = experiment.evaluator("search")(experiment.load_policy(path))
     if not measurement.ok:

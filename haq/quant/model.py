@@ -16,7 +16,7 @@ from haq.errors import InputError
 from haq.quant.batch_norm import FoldedBatchNorm, foldable_batch_norms
 from haq.quant.layers import FLOAT, QUANTIZABLE, InputCache, QuantizedLayer
 from haq.quant.quantizers import Quantizer
-from haq.quant.tree import call_model, map_tensors, pick_device
+from haq.quant.tree import call_model, pick_device, to_device
 from haq.quant.weights import WeightQuantizer
 from haq.types import Format, Policy, Precision
 
@@ -135,7 +135,7 @@ class QuantizedModel:
 
     def to_device(self, value: Any) -> Any:
         """`value`, its tensors on this model's device."""
-        return map_tensors(lambda tensor: tensor.to(self.device), value)
+        return to_device(value, self.device)
 
     def apply(self, policy: Policy | None) -> None:
         """Switch all layers; undoes compensations. `None` (or fp32 everywhere) gives the float model's own outputs.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from haq.errors import InputError
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in `value`, in order; whatever else is in there is passed over."""
@@ -27,6 +29,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if isinstance(value, Mapping):
         return {key: map_tensors(function, entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, entry) for entry in value))
     if isinstance(value, tuple | list):
         return tuple(map_tensors(function, entry) for entry in value)
     return value
@@ -42,7 +46,28 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is one. With its index, to compare by."""
+    """The device called `name`; `auto` is CUDA where there is one. With its index, to compare by.
+
+    Raises:
+        InputError: torch cannot use it here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.empty(0, device=name).device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(
+            f"device {name!r}: torch {torch.__version__} cannot use it here: {reason}; take 'cpu'"
+        ) from error
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """`value`, its tensors on `device`; to a GPU by way of pinned memory, so that nothing waits for the copy."""
+
+    def place(tensor: Tensor) -> Tensor:
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return map_tensors(place, value)

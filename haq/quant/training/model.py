@@ -137,12 +137,11 @@ class TrainableModel:
         """Inputs on the model's device and in its memory format."""
 
         def place(tensor: Tensor) -> Tensor:
-            tensor = tensor.to(self._quantized.device)
             if self._channels_last and tensor.dim() == 4:
                 return tensor.contiguous(memory_format=torch.channels_last)
             return tensor
 
-        return map_tensors(place, inputs)
+        return map_tensors(place, self.to_device(inputs))
 
     def apply(self, policy: Policy, *, start: TrainedState | None = None, keep_weights: bool = False) -> None:
         """Begin anew under `policy`: float weights and calibrated quantizers, or what `start` holds of them.
