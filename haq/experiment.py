@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from haq.config import Bound, ExperimentConfig, QATConfig, load_experiment, one_line, read_json
 from haq.costs import cost_report
 from haq.errors import InputError
-from haq.evaluate import LOSSES, METRICS, FineTuner, PTQEvaluator, QATEvaluator, SplitEvaluator
+from haq.evaluate import (
+    LOSSES,
+    METRICS,
+    FineTuner,
+    MixedModel,
+    PTQEvaluator,
+    QATEvaluator,
+    SplitEvaluator,
+    check_not_folded,
+)
 from haq.evaluate.context import code_version, numerics, source_digest
 from haq.evaluate.float_targets import check_labels, float_targets
 from haq.execute import cache_folder
@@ -386,6 +395,9 @@ class Experiment:
         _known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
         _known(STRATEGIES, config.search.strategy, "search.strategy")
         check_options(self.strategy, config.search.options)
+        self.strategy.check(config.objective, config.budgets)
+        if self.strategy.needs_model:
+            check_not_folded(self.quantization)
         self._check_warm_start()
         if config.evaluator.ladder and (config.objective != "sensitivity" or "accuracy_drop" in config.budgets):
             raise InputError(
@@ -451,6 +463,21 @@ class Experiment:
                 f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
                 "or take sensitivity.metric = 'kl'"
             )
+
+    def mixed_model(self, problem: Problem) -> MixedModel:
+        """The model as the differentiable search trains it, on the train split.
+
+        Raises:
+            InputError: batch norm is folded.
+        """
+        return MixedModel(
+            self.model,
+            self.quantized,
+            choices={layer: problem.choices(layer) for layer in problem.layers},
+            split=self.data.train,
+            loss=self.loss,
+            batch_size=self.config.sensitivity.batch_size,
+        )
 
     @property
     def strategy(self) -> type[SearchStrategy]:

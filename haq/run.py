@@ -227,7 +227,14 @@ def build_strategy(experiment: Experiment, problem: Problem, *, floor: float | N
         policies = experiment.policies_in(source)[:count]
         return [problem.repair(problem.nearest(policy)) for policy in policies]
 
-    return make_strategy(config.search.strategy, problem, seed=config.seed, options=config.search.options, read=read)
+    return make_strategy(
+        config.search.strategy,
+        problem,
+        seed=config.seed,
+        options=config.search.options,
+        read=read,
+        model=lambda: experiment.mixed_model(problem),
+    )
 
 
 def _solved(experiment: Experiment, problem: Problem) -> Solution:

@@ -41,6 +41,8 @@ class Contender:
         if self.strategy not in STRATEGIES:
             raise InputError(f"unknown strategy {self.strategy!r}; known: {', '.join(sorted(STRATEGIES))}")
         check_options(STRATEGIES[self.strategy], self.options)
+        if STRATEGIES[self.strategy].needs_model:
+            raise InputError(f"strategy {self.strategy!r} trains the model, and a table has none: use it in haq search")
         for source in self.warm_sources:
             if source not in STRATEGIES:
                 no_files(source, 1)

@@ -2,6 +2,7 @@
 
 from haq.evaluate.base import LOSSES, METRICS, Evaluator
 from haq.evaluate.fine_tuning import FineTuner
+from haq.evaluate.mixed import MixedModel, check_not_folded
 from haq.evaluate.ptq import PTQEvaluator
 from haq.evaluate.qat import QATEvaluator
 from haq.evaluate.scoring import SplitEvaluator
@@ -13,7 +14,9 @@ __all__ = [
     "Evaluator",
     "FineTuner",
     "LocalExecutor",
+    "MixedModel",
     "PTQEvaluator",
     "QATEvaluator",
     "SplitEvaluator",
+    "check_not_folded",
 ]

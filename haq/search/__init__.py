@@ -1,6 +1,6 @@
 """Search: strategies that propose policies, and the loop that measures them. To add one: a file, and a line below."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +10,7 @@ from haq.search.actor_critic import ActorCritic
 from haq.search.adaptive_ilp import AdaptiveILP
 from haq.search.base import SearchStrategy, check_options, run_search
 from haq.search.bayesian import Bayesian
+from haq.search.differentiable import Differentiable, MixedModel
 from haq.search.evolutionary import Evolutionary
 from haq.search.greedy import Greedy
 from haq.search.ilp import ILP
@@ -25,6 +26,7 @@ __all__ = [
     "ActorCritic",
     "AdaptiveILP",
     "Bayesian",
+    "Differentiable",
     "Evolutionary",
     "Greedy",
     "RandomSearch",
@@ -46,6 +48,7 @@ STRATEGIES: dict[str, type[SearchStrategy]] = {
     "actor_critic": ActorCritic,
     "evolutionary": Evolutionary,
     "bayesian": Bayesian,
+    "differentiable": Differentiable,
 }
 
 
@@ -67,6 +70,7 @@ def make_strategy(
     seed: int = 0,
     options: Mapping[str, Any] = MappingProxyType({}),
     read: Reader = no_files,
+    model: Callable[[], MixedModel] | None = None,
 ) -> SearchStrategy:
     """The strategy called `name` with its options; with `warm_start` among them, others' policies come first.
 
@@ -76,19 +80,22 @@ def make_strategy(
         seed: of the strategy, and of those whose policies come first.
         options: as under `[search.options]`, checked by `check_options`.
         read: gives the policies of a source of `warm_start` that is no strategy.
+        model: makes the model that a strategy with `needs_model` trains.
 
     Raises:
         KeyError: unknown name.
-        InputError: options that contradict each other.
+        InputError: a model is needed and missing, or options that contradict each other.
     """
     strategy: Any = strategy_class(name)
     sources, count = warm_sources(strategy, options)
     own = {key: value for key, value in options.items() if key not in ("warm_start", "warm_start_policies")}
+    if strategy.needs_model and model is not None:
+        own["model"] = model()
     inner: SearchStrategy = strategy(problem, seed=seed, **own)
 
     def policies_of(source: str) -> list[Policy]:
         if source in STRATEGIES:
-            return make_strategy(source, problem, seed=seed).suggest(count)
+            return make_strategy(source, problem, seed=seed, model=model).suggest(count)
         return read(source, count)
 
     return WarmStarted(inner, lambda: [p for source in sources for p in policies_of(source)]) if sources else inner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -55,11 +55,7 @@ class AdaptiveILP(SearchStrategy):
         samples: Count = 4,
         interactions: Count = 8,
     ) -> None:
-        if problem.objective != SENSITIVITY or SENSITIVITY in problem.budgets:
-            raise InputError(
-                "search.strategy = 'adaptive_ilp' relearns the predicted loss: it needs objective = 'sensitivity' and "
-                "no budget on it; take 'ilp' otherwise"
-            )
+        self.check(problem.objective, problem.budgets)
         self._problem, self._seed, self._target = problem, seed, target
         self._candidates, self._samples, self._interactions = candidates, samples, interactions
         self._design = Design(problem)
@@ -69,6 +65,15 @@ class AdaptiveILP(SearchStrategy):
         self._rows: list[Ints] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
+
+    @classmethod
+    def check(cls, objective: str, budgets: Collection[str]) -> None:
+        """Refuse another objective than the predicted loss, and a budget on it."""
+        if objective != SENSITIVITY or SENSITIVITY in budgets:
+            raise InputError(
+                "search.strategy = 'adaptive_ilp' relearns the predicted loss: it needs objective = 'sensitivity' and "
+                "no budget on it; take 'ilp' otherwise"
+            )
 
     def suggest(self, count: int) -> list[Policy]:
         """The policies of greatest expected improvement; none when all within budget were proposed.

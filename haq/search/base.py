@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints
 
@@ -17,7 +17,7 @@ from haq.types import Measurement, Policy, Trial
 Gap = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Solver = Literal["auto", "highs", "cbc"]
-_NOT_OPTIONS = ("seed", "floor")
+_NOT_OPTIONS = ("seed", "floor", "model")
 _WARM_START = {"warm_start": str | list[str], "warm_start_policies": Annotated[int, Field(ge=1)]}
 """Options of every strategy; see `haq.search.warm_start`."""
 
@@ -30,8 +30,23 @@ class SearchStrategy(ABC):
     With several proposals open at once, each is told in the order of proposal, and a resumed run repeats all calls.
     """
 
+    needs_model: ClassVar[bool] = False
+    """Whether it is built with `model`, which tables alone do not give."""
     warm_startable: ClassVar[bool] = True
     """Whether others' policies may come before its own."""
+
+    @classmethod
+    def check(cls, objective: str, budgets: Collection[str]) -> None:
+        """Refuse a problem that this strategy cannot search, before anything is measured.
+
+        Args:
+            objective: what is minimised.
+            budgets: the metrics that have one.
+
+        Raises:
+            InputError: it cannot; says what could.
+        """
+        del objective, budgets
 
     @classmethod
     def default_warm_start(cls, options: Mapping[str, Any]) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import pytest
 from haq.bench import load_ground_truth
 from haq.bench.regret import Contender, cases, search
 from haq.errors import InfeasibleError, InputError
+from haq.experiment import Experiment
 from haq.problem import Problem
 from haq.search import ILP, AdaptiveILP
 from haq.search.surrogate import Design, Fit
@@ -146,3 +147,10 @@ def test_what_it_cannot_learn_is_refused(problem):
     toy = TOYS["knapsack"].problem.with_budgets({"latency_ms": 0.5})
     with pytest.raises(InfeasibleError, match="latency_ms"):
         AdaptiveILP(toy).suggest(1)
+
+
+def test_what_it_cannot_search_is_refused_before_data_are_loaded() -> None:
+    path = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
+    overrides = ["search.strategy=adaptive_ilp", "budgets.sensitivity=1.0", "data.name=nowhere"]
+    with pytest.raises(InputError, match="'adaptive_ilp' relearns the predicted loss: it needs objective"):
+        Experiment.load(path, overrides=overrides).check()

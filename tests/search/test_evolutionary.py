@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import benchmark, first_trials, resumed, tied_problem, trial
+from toys import benchmark, tied_problem, trial
 
 from haq.errors import InfeasibleError, InputError
 from haq.problem import Problem
@@ -36,12 +36,6 @@ def test_the_rank_test_agrees_with_scipy() -> None:
     first, second = rng.integers(0, 6, 15), rng.integers(1, 8, 20)
     expected = stats.mannwhitneyu(first, second, alternative="less", method="asymptotic").pvalue
     assert benchmark().smaller(first, second) == pytest.approx(expected)
-
-
-def test_it_resumes_at_every_trial() -> None:
-    problem = Problem.from_doc(chain_document(6, bits=(2, 4, 8)))
-    played = first_trials(problem, Evolutionary, 30)
-    assert resumed(problem, Evolutionary, played) == [[entry.policy] for entry in played]
 
 
 @pytest.mark.parametrize("seed", range(5))

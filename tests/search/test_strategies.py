@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from reference import assignments, optima, price, random_problem
+from toys import named
 
 from haq.errors import InfeasibleError, InputError
 from haq.problem import Problem
@@ -15,7 +16,7 @@ from haq.types import Policy, Trial
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategies_pass_the_conformance_checks(name: str) -> None:
-    check_strategy(STRATEGIES[name], reaches_optimum=name in ("ilp", "random"))
+    check_strategy(named(name), reaches_optimum=name in ("ilp", "random"))
 
 
 @pytest.mark.parametrize("name", TOYS)

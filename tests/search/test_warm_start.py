@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import first_trials, resumed, tied_problem
+from toys import additive, first_trials, named, resumed, tied_problem
 
 from haq.errors import InputError
 from haq.experiment import Experiment
@@ -21,16 +21,16 @@ QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_any_strategy_begins_with_those_of_others_and_conforms(name: str) -> None:
     options = {"warm_start": ["greedy", "evolutionary"], "warm_start_policies": 2}
-    check_strategy(
-        lambda problem, seed: make_strategy(name, problem, seed=seed, options=options), reaches_optimum=False
-    )
+    check_strategy(named(name, **options), reaches_optimum=False)
 
 
 @pytest.mark.parametrize("source", STRATEGIES)
 def test_policies_of_any_strategy_come_first(source: str) -> None:
     problem = Problem.from_doc(chain_document(5, bits=(2, 4, 8)))
-    expected = make_strategy(source, problem, seed=4).suggest(3)
-    strategy = make_strategy("random", problem, seed=4, options={"warm_start": source, "warm_start_policies": 3})
+    options = {"warm_start": source, "warm_start_policies": 3}
+    model = partial(additive, problem)
+    expected = make_strategy(source, problem, seed=4, model=model).suggest(3)
+    strategy = make_strategy("random", problem, seed=4, options=options, model=model)
     assert strategy.suggest(len(expected)) == expected
     assert not set(strategy.suggest(20)) & set(expected)
 
@@ -64,13 +64,9 @@ def test_what_came_first_is_learned_from() -> None:
 
 def test_a_warm_started_search_resumes_at_every_trial() -> None:
     problem = tied_problem()
-    factory = partial(_warm, options={"warm_start": "ilp", "warm_start_policies": 3})
+    factory = named("evolutionary", warm_start="ilp", warm_start_policies=3)
     played = first_trials(problem, factory, 12)
     assert resumed(problem, factory, played) == [[entry.policy] for entry in played]
-
-
-def _warm(problem: Problem, *, seed: int, options: dict[str, Any]) -> Any:
-    return make_strategy("evolutionary", problem, seed=seed, options=options)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from haq.problem import Problem
+from haq.problem_tables import Floats
+from haq.search import make_strategy
 from haq.search.base import SearchStrategy
 from haq.testing import StrategyFactory, play
 from haq.types import Measurement, Policy, Trial
@@ -42,6 +47,40 @@ def tied_problem(**changes: Any) -> Problem:
         "objective": "sensitivity",
     }
     return Problem.from_doc({**document, **changes})
+
+
+def additive(problem: Problem) -> Any:
+    """A model whose loss is the predicted loss of the mixture, noise added to what it says about each batch."""
+    tables = problem.tables
+    losses = {
+        layer: tables.unary["sensitivity"][tables.start[g] : tables.start[g + 1]] / len(members)
+        for g, members in enumerate(problem.groups)
+        for layer in members
+    }
+
+    def model(mixture: Mapping[str, Floats], step: int, weight_lr: float) -> tuple[float, dict[str, Floats]]:
+        rng = np.random.default_rng(step)
+        slopes = {layer: row + rng.normal(0, 0.01, len(row)) for layer, row in losses.items()}
+        return sum(float(mixture[layer] @ row) for layer, row in losses.items()), slopes
+
+    return model
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "actor_critic": {"hidden": 16, "batch_size": 16, "warmup": 15},
+    "differentiable": {"steps": 10},
+}
+"""Options with which a strategy is quick; others have none."""
+
+
+def named(name: str, **options: Any) -> StrategyFactory:
+    """A strategy of `STRATEGIES` with small networks and short trainings, on a model made up from the tables."""
+
+    def make(problem: Problem, *, seed: int) -> SearchStrategy:
+        chosen = {**SMALL.get(name, {}), **options}
+        return make_strategy(name, problem, seed=seed, options=chosen, model=lambda: additive(problem))
+
+    return make
 
 
 def trial(problem: Problem, policy: Policy, number: int, score: float) -> Trial:
