@@ -47,7 +47,9 @@ _PIPE_WIDTH = 160
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).")]
-PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy file (JSON), such as a run's policy.json.")]
+PolicyFile = Annotated[
+    Path, typer.Option("--policy", help="Policy file (JSON): a run's policy.json, or a file of another tool.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -338,7 +340,9 @@ def _sensitivities(rows: list[dict[str, Any]], *, title: str) -> Table:
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_POLICY", help="Run folder, or policy file (JSON).")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    format: Annotated[str, typer.Option(help="onnx or torch.")],
+    format: Annotated[
+        str, typer.Option(help="onnx or torch; for other tools: ort-overrides, torchao, modelopt, aimet, qonnx.")
+    ],
     experiment: Annotated[
         Path | None, typer.Option(help="Experiment file; default: the one that the run folder holds.")
     ] = None,

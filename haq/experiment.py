@@ -34,6 +34,7 @@ from haq.evaluate import (
 from haq.evaluate.context import code_version, numerics, source_digest
 from haq.evaluate.float_targets import check_labels, float_targets
 from haq.execute import cache_folder
+from haq.export.foreign import foreign_policy
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, load_profile, require_metrics
 from haq.imports import call_reference, describe, guarded, load_reference
 from haq.problem import Problem
@@ -562,12 +563,17 @@ class Experiment:
         return Problem.from_doc(document)
 
     def load_policy(self, path: Path) -> Policy:
-        """Read a policy file (`policy.json`, or just its `policy` part) for this network.
+        """Read a policy file (`policy.json`, just its `policy` part, or another tool's file) for this network.
 
         Raises:
             InputError: not a policy, or one for another model.
         """
         document = read_json(path)
+        try:
+            if (foreign := foreign_policy(document, self.network)) is not None:
+                return foreign
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
         if isinstance(document, dict) and isinstance(document.get("policy"), dict):
             if document.get("schema_version", 1) != 1:
                 raise InputError(f"{path}: schema_version {document['schema_version']!r} is unknown; this haq reads 1")

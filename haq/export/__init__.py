@@ -14,8 +14,10 @@ from typing import Any
 from torch import nn
 
 from haq.errors import InputError
+from haq.export.configurations import DOCUMENTS
 from haq.export.state import ModelState, capture
 from haq.export.torch_file import load_quantized, save_torch
+from haq.files import write_json
 from haq.quant import QuantizedModel
 from haq.quant.tree import call_model
 
@@ -45,13 +47,13 @@ class Exporter:
 
     Attributes:
         save: `(float model, state, example inputs, path, options)`: write the file.
-        load: `(path, float model)`: what computes the file's outputs.
+        load: `(path, float model)`: what computes the file's outputs; `None` where another tool has to.
         packages: what must be installed.
         options: those of `ExportOptions` that it knows.
     """
 
     save: Callable[[nn.Module, ModelState, Any, Path, ExportOptions], None]
-    load: Callable[[Path, nn.Module], Runner]
+    load: Callable[[Path, nn.Module], Runner] | None
     packages: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
@@ -77,11 +79,33 @@ def _load_onnx(path: Path, model: nn.Module) -> Runner:
     return OnnxRunner(path.read_bytes())
 
 
+def _save_overrides(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
+    from haq.export.ort_overrides import save_overrides
+
+    save_overrides(model, state, inputs, path)
+
+
+def _save_qonnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
+    from haq.export.qonnx import save_qonnx
+
+    save_qonnx(model, state, inputs, path)
+
+
+def _save_document(name: str) -> Callable[[nn.Module, ModelState, Any, Path, ExportOptions], None]:
+    def save(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
+        write_json(path, DOCUMENTS[name](model, state))
+
+    return save
+
+
 _PLAIN = ExportOptions()
 
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(_save_onnx, _load_onnx, packages=("onnx", "onnxruntime"), options=("pack", "integer_outputs")),
     "torch": Exporter(_save_torch, _load_torch),
+    "ort-overrides": Exporter(_save_overrides, None, packages=("onnx", "onnxruntime")),
+    "qonnx": Exporter(_save_qonnx, None, packages=("onnx",)),
+    **{name: Exporter(_save_document(name), None) for name in DOCUMENTS},
 }
 
 
@@ -96,7 +120,7 @@ def exporter(name: str, options: ExportOptions = _PLAIN) -> Exporter:
     chosen = EXPORTERS[name]
     for package in chosen.packages:
         if find_spec(package) is None:
-            raise InputError(f"--format {name} needs the package {package}; install it: pip install 'haq[{name}]'")
+            raise InputError(f"--format {name} needs the package {package}; install it: pip install 'haq[onnx]'")
     for option in options.asked():
         if option not in chosen.options:
             able = ", ".join(other for other, entry in sorted(EXPORTERS.items()) if option in entry.options)

@@ -57,6 +57,8 @@ def export_policy(
             f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; take one of kind 'ptq' or 'bn'"
         )
     chosen = exporter(format, options)
+    if check and chosen.load is None:
+        raise InputError(f"--check: {format} is a file for another tool, which has to run it; leave the option out")
     evaluator = experiment.config.evaluator.model_copy(update={"device": "cpu"})  # where files are written and compared
     experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
     path = policy_file(source)
@@ -67,7 +69,7 @@ def export_policy(
     inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
     export(quantized, model, out, inputs=inputs, format=format, options=options)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
-    if not check:
+    if not check or chosen.load is None:
         return document
     split = experiment.data.search if samples is None else experiment.data.search.head(samples)
     batches = split.batches(experiment.config.evaluator.batch_size)
