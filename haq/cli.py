@@ -431,7 +431,13 @@ def ladder(
 def profile(
     experiment: Annotated[Path, typer.Option(help="Experiment file: model, data and quantization are read.")],
     out: Annotated[Path, typer.Option(help="The profile to write (.toml).")] = Path("hardware_profiles/mine.toml"),
-    runtime: Annotated[str, typer.Option(help="onnxruntime.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime, torch, or command: your own script.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="torch: cpu or cuda.")] = "cpu",
+    script: Annotated[
+        str, typer.Option("--command", help="command: reads a policy (JSON), writes milliseconds as its last line.")
+    ] = "",
+    low: Annotated[str, typer.Option(help="command: the precision beside float.")] = "w8a8",
+    timeout: Annotated[float, typer.Option(min=0.1, help="command: seconds for one call.")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
     policies: Annotated[int, typer.Option(min=4, help="Mixed policies to fit the cost of switches on.")] = 12,
     rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the minimum counts.")] = 30,
@@ -439,12 +445,14 @@ def profile(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with measurements that were stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine for a model: layers in float and int8, switches between them, as a hardware profile."""
+    """Measure a machine for a model: layers in two precisions, switches between them, as a hardware profile."""
     command = shlex.join(["haq", *sys.argv[1:]])
     with _running() as bars:
         from haq.profiling.command import Settings, profile_machine
+        from haq.profiling.runtimes import RuntimeChoice
 
-        settings = Settings(runtime, threads, policies, rounds)
+        choice = RuntimeChoice(runtime, threads, device, script, low, timeout)
+        settings = Settings(choice, policies, rounds)
         pieces = _experiment(experiment, overrides)
         document = profile_machine(pieces, out, settings=settings, resume=resume, command=command, show=bars)
     if as_json:
@@ -454,7 +462,8 @@ def profile(
 
 
 def _show_profile(document: dict[str, Any]) -> None:
-    table = _table("layer", "float us", "int8 us", "faster", title=document["cpu"])
+    low = document["low"]
+    table = _table("layer", "float us", f"{low} us", "faster", title=document["accelerator"] or document["cpu"])
     for layer, row in document["layers"].items():
         speed_up = f"{row['float_ms'] / row['low_ms']:.2f}x" if row["low_ms"] else "–"
         table.add_row(layer, _number(1e3 * row["float_ms"]), _number(1e3 * row["low_ms"]), speed_up)
@@ -466,9 +475,9 @@ def _show_profile(document: dict[str, Any]) -> None:
     otherwise = {name for names in document["executed_otherwise"].values() for name in names}
     _print(
         table,
-        f"end to end: float {document['float_ms']:.4g} ms, int8 {document['low_ms']:.4g} ms "
+        f"end to end: float {document['float_ms']:.4g} ms, {low} {document['low_ms']:.4g} ms "
         f"({document['float_ms'] / document['low_ms']:.2f}x)",
-        f"conversions (down: to int8): {', '.join(switches) or 'none'}",
+        f"conversions (down: to {low}): {', '.join(switches) or 'none'}",
         f"fit over {document['policies']} mixed policies, each left out in turn: mean error "
         f"{document['error_percent']:.2f} %, ninetieth percentile {document['guard_percent']:.2f} %; noise floor "
         f"{document['noise_floor_percent']:.2f} % over {document['rounds']} rounds",

@@ -87,11 +87,15 @@ def test_a_run_folder_holds_its_experiment(run_haq, tmp_path, run_folder, policy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "tflite"], "--format 'tflite': unknown; known: onnx, torch"),
+        (
+            ["--format", "tflite"],
+            "--format 'tflite': unknown; known: aimet, modelopt, onnx, ort-overrides, qonnx, torch",
+        ),
         (
             ["--format", "torch", "--pack"],
             "--pack: the torch format has no such option; leave it out, or use --format onnx",
         ),
+        (["--format", "modelopt", "--check"], "--check: modelopt is a file for another tool, which has to run it"),
         (["--format", "torch", "--samples", "5"], "--samples: is how many samples --check compares; add --check"),
         (["--format", "torch", "--set", "seed=1"], "--set: overrides keys of an experiment file; add --experiment"),
         (["--format", "torch", "--experiment", "no.toml"], "no.toml: no such file"),

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from haq.errors import InputError
 from haq.export.state import ModelState, QuantizeInput, restore
 from haq.quant.quantizers import Identity
-from haq.quant.tree import call_model, tensors_in
+from haq.quant.tree import call_model, map_tensors, tensors_in
 
 MARKERS = "haq.markers"
 """Domain of the marker operators `Input` and `Weight`, each with the attribute `layer`."""
@@ -85,6 +85,7 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
             "model: call model.float(), or use --format torch"
         )
     module = _marked(model, state)
+    inputs = map_tensors(lambda tensor: tensor[:2], inputs)  # the operators do not depend on how many there are
     named = _in_order(model, inputs) if isinstance(inputs, Mapping) else {}
     arguments = () if named else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     names = list(named) or (["input"] if len(arguments) == 1 else [f"input_{i}" for i in range(len(arguments))])

@@ -42,7 +42,9 @@ def profile_warnings(profile: HardwareProfile, network: Network) -> tuple[str, .
 
 
 def _host_warnings(measured: Measured, *, name: str) -> tuple[str, ...]:
-    differences = []
+    differences: list[str] = []
+    if measured.command:  # the device is behind the user's command, wherever that runs
+        return ()
     if cpu_model() != measured.cpu:
         differences.append(f"this processor is {cpu_model()}, not {measured.cpu}")
     if measured.package:

@@ -199,6 +199,12 @@ class Measured(Section):
     """The Python package that executes; empty where it is none of this machine."""
     package_version: str = ""
     threads: Count
+    accelerator: str = ""
+    """The GPU that executes, if one does."""
+    command: str = ""
+    """The user's script that executes, if one does."""
+    low: PrecisionName = "w8a8"
+    """The precision that was measured against float32."""
     network: Text
     """`haq.hardware.network_digest` of the model: times are of its layers within its graph."""
     noise_floor_percent: NonNegative

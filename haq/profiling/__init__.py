@@ -6,6 +6,6 @@ To add a runtime: a class with the interface of `Runtime`, and its name in `haq/
 from __future__ import annotations
 
 from haq.profiling.base import Prepared, Runtime
-from haq.profiling.runtimes import RUNTIMES, build_runtime
+from haq.profiling.runtimes import RUNTIMES, RuntimeChoice, build_runtime
 
-__all__ = ["RUNTIMES", "Prepared", "Runtime", "build_runtime"]
+__all__ = ["RUNTIMES", "Prepared", "Runtime", "RuntimeChoice", "build_runtime"]

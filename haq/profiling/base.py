@@ -19,11 +19,13 @@ class Prepared:
         run: one inference of one sample; returns its milliseconds if the runtime times itself, else `None`.
         executed: layer -> the operator that runs for it, as far as the runtime tells.
         unmet: layers that are asked to run in integers and do not, or the reverse.
+        repeats_itself: whether one `run` warms up and repeats by itself, so that one a round is enough.
     """
 
     run: Callable[[], float | None]
     executed: Mapping[str, str]
     unmet: tuple[str, ...] = ()
+    repeats_itself: bool = False
 
 
 class Runtime(Protocol):

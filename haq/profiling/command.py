@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +17,24 @@ from haq.hardware import build_cost_model, cpu_model, network_digest
 from haq.hardware.host import cores
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import Measured
-from haq.profiling.base import Prepared, Runtime
+from haq.profiling.base import FLOAT, Prepared, Runtime
 from haq.profiling.document import write_profile
-from haq.profiling.fit import Fit, Sample, fit, left_out_errors, sample, shares
+from haq.profiling.energy import energy_mj
+from haq.profiling.fit import Fit, Fitter, Sample, fit, fit_layers, left_out_errors, prior, sample, shares
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import anchors, mixed_policies
-from haq.profiling.runtimes import QUANTIZATION, build_runtime, check_runtime
+from haq.profiling.runtimes import QUANTIZATION, RuntimeChoice, build_runtime
 from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
 from haq.progress import Reporter
 from haq.quant import QuantizedModel, resolve
-from haq.types import Network, Policy
+from haq.types import Network, Policy, Precision
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
 
 _US_PER_MS = 1e3
 _LAYER_RUNS = 200
-_SAMPLES = 32
+_SAMPLES = 8
 _MOST_UNMET_SHOWN = 5
 
 
@@ -41,38 +43,39 @@ class Settings:
     """How much is measured.
 
     Attributes:
-        runtime: a name in `RUNTIMES`.
-        threads: of one operator.
+        runtime: what executes.
         policies: mixed ones, for the switches.
         rounds: of interleaved repeats.
         seed: of the mixed policies.
     """
 
-    runtime: str = "onnxruntime"
-    threads: int = 1
+    runtime: RuntimeChoice = field(default_factory=RuntimeChoice)
     policies: int = 12
     rounds: int = 30
     seed: int = 0
 
 
-def open_runtime(experiment: Experiment, name: str, *, threads: int) -> Runtime:
+def open_runtime(experiment: Experiment, choice: RuntimeChoice) -> Runtime:
     """The runtime for an experiment's model, quantized as the experiment says, else as integer kernels want it.
 
     Raises:
         InputError: the runtime is unknown or cannot run the model, or there are not so many processors.
     """
-    check_runtime(name)
-    if threads > cores():
-        raise InputError(f"--threads {threads}: this process may use {cores()} processors")
-    quantization = resolve(experiment.config.quantization, QUANTIZATION)
+    choice.check()
+    if choice.threads > cores():
+        raise InputError(f"--threads {choice.threads}: this process may use {cores()} processors")
     data = experiment.given_data.train
+    inputs = data.head(_SAMPLES).inputs
+    if choice.name != "onnxruntime":
+        return build_runtime(choice, experiment.model, None, inputs)
+    quantization = resolve(experiment.config.quantization, QUANTIZATION)
     quantized = QuantizedModel(
         experiment.model,
         quantization=quantization,
         calibration=list(data.head(quantization.calibration_samples).batches(experiment.config.evaluator.batch_size)),
         layers=experiment.network.layer_names,
     )
-    return build_runtime(name, experiment.model, quantized, data.head(_SAMPLES).inputs, threads=threads)
+    return build_runtime(choice, experiment.model, quantized, inputs)
 
 
 def prepare(runtime: Runtime, policies: Sequence[Policy], show: Reporter) -> dict[str, Prepared]:
@@ -84,16 +87,16 @@ def prepare(runtime: Runtime, policies: Sequence[Policy], show: Reporter) -> dic
     return prepared
 
 
-def features(network: Network, policies: Sequence[Policy], times: Mapping[str, float]) -> list[Sample]:
+def features(network: Network, policies: Sequence[Policy], times: Mapping[str, float], low: Precision) -> list[Sample]:
     """What the fit knows of measured policies."""
     plain = HardwareProfile.model_validate(
         {
-            "name": "float-and-int8",
+            "name": "float-and-low",
             "title": "formats only",
             "kind": "capability",
             "device": {"vendor": "-", "chip": "-"},
             "provenance": {"source": "-", "date": "2026-01-01", "derived": "formats only"},
-            "formats": [{"pairs": ["wfp32afp32", "w8a8"]}],
+            "formats": [{"pairs": [str(FLOAT), str(low)]}],
             "input_format": "fp32",
         }
     )
@@ -128,7 +131,7 @@ def profile_machine(
     show.stage("tracing the model")
     network = experiment.network
     show.stage("calibrating")
-    runtime = open_runtime(experiment, settings.runtime, threads=settings.threads)
+    runtime = open_runtime(experiment, settings.runtime)
     setup = _setup(experiment, runtime, settings)
     journal = Measurements(out.with_suffix(".measurements.jsonl"), setup, resume=resume)
     try:
@@ -139,16 +142,23 @@ def profile_machine(
         journal.close()
     rounds: Rounds = journal.of("round")
     times, layers, unmet = minima(rounds), journal.of("layers")[0], journal.of("unmet")[0]
-    low = shares(layers["low"], times[ends[1].key] * _US_PER_MS)
-    floating = shares(layers["float"], times[ends[0].key] * _US_PER_MS)
-    top, bottom, *rest = features(network, [*ends, *mixed], times)
-    found = fit(floating, low, (top, bottom), rest)
-    errors = np.abs(left_out_errors(floating, low, (top, bottom), rest))
+    top, bottom, *rest = features(network, [*ends, *mixed], times, runtime.low)
+    if layers["low"] is None:
+        model: Fitter = partial(fit_layers, prior(network), (top, bottom))
+    else:
+        low = shares(layers["low"], times[ends[1].key] * _US_PER_MS)
+        floating = shares(layers["float"], times[ends[0].key] * _US_PER_MS)
+        model = partial(fit, floating, low, (top, bottom))
+    found = model(rest)
+    errors = np.abs(left_out_errors(model, rest))
     measured = Measured(
-        cpu=cpu_model(),
+        cpu=f"the device behind {settings.runtime.command}" if settings.runtime.command else cpu_model(),
         package=runtime.package[0],
         package_version=runtime.package[1],
-        threads=settings.threads,
+        threads=settings.runtime.threads,
+        accelerator=getattr(runtime, "accelerator", ""),
+        command=settings.runtime.command,
+        low=str(runtime.low),
         network=network_digest(network),
         noise_floor_percent=round(noise_floor(rounds), 3),
         error_percent=round(float(errors.mean()), 3),
@@ -158,11 +168,21 @@ def profile_machine(
     if (warning := noise_warning(measured.noise_floor_percent)) is not None:
         show.note(warning)
     source = f"haq {__version__} on this machine: {command}" if command else f"haq {__version__} on this machine"
-    notes = _notes(unmet, mixed, rounds)
+    energies = journal.of("energy")[0]
+    notes = _notes(runtime, unmet, mixed, rounds, energies)
     write_profile(
-        out, network, found, runtime.low, measured=measured, runtime=runtime.title, source=source, notes=notes
+        out,
+        network,
+        found,
+        runtime.low,
+        measured=measured,
+        runtime=runtime.title,
+        source=source,
+        notes=notes,
+        watts=_watts(energies, (top, bottom)),
     )
-    return _document(out, network, found, (top, bottom), measured, unmet, len(rest), len(rounds))
+    document = _document(out, network, found, (top, bottom), measured, unmet, len(rest), len(rounds))
+    return document | {"energy_mj": energies}
 
 
 def _setup(experiment: Experiment, runtime: Runtime, settings: Settings) -> dict[str, Any]:
@@ -170,7 +190,7 @@ def _setup(experiment: Experiment, runtime: Runtime, settings: Settings) -> dict
         "haq": __version__,
         "cpu": cpu_model(),
         "runtime": runtime.title,
-        "threads": settings.threads,
+        "threads": settings.runtime.threads,
         "policies": settings.policies,
         "seed": settings.seed,
         "model": experiment.hashes["model"],
@@ -187,10 +207,14 @@ def _measure(
         times = {name: runtime.layer_times(policy, runs=_LAYER_RUNS) for name, policy in named}
         journal.add("layers", times)
     left = settings.rounds - len(journal.of("round"))
-    if left <= 0 and journal.of("unmet"):
+    if left <= 0 and journal.of("unmet") and journal.of("energy"):
         return
     show.stage(f"exporting {len(policies)} policies")
     prepared = prepare(runtime, policies, show)
+    if not journal.of("energy"):
+        ends = zip(("float", "low"), policies[:2], strict=True)
+        found = {name: _energy(prepared[policy.key]) for name, policy in ends}
+        journal.add("energy", found if None not in found.values() else None)
     journal.add("unmet", {key: list(entry.unmet) for key, entry in prepared.items() if entry.unmet})
     show.stage(f"timing {len(policies)} policies, interleaved")
 
@@ -198,17 +222,35 @@ def _measure(
         journal.add("round", minima_of_round)
         show.step(len(journal.of("round")), settings.rounds)
 
-    measure_rounds(prepared, left, threads=settings.threads, done=done)
+    measure_rounds(prepared, left, threads=settings.runtime.threads, done=done)
 
 
-def _notes(unmet: Mapping[str, Sequence[str]], mixed: Sequence[Policy], rounds: Rounds) -> tuple[str, ...]:
+def _energy(prepared: Prepared) -> float | None:
+    return None if prepared.repeats_itself else energy_mj(prepared.run)
+
+
+def _watts(energies: Mapping[str, float] | None, ends: tuple[Sample, Sample]) -> tuple[float, float] | None:
+    """Mean power in float and in low precision; millijoules per millisecond are watts."""
+    return None if energies is None else (energies["float"] / ends[0].ms, energies["low"] / ends[1].ms)
+
+
+def _notes(
+    runtime: Runtime,
+    unmet: Mapping[str, Sequence[str]],
+    mixed: Sequence[Policy],
+    rounds: Rounds,
+    energies: Mapping[str, float] | None,
+) -> tuple[str, ...]:
     medians = {key: float(np.median([entry[key] for entry in rounds])) for key in rounds[0]}
     spread = max(medians[key] / ms - 1.0 for key, ms in minima(rounds).items())
     notes = [
-        "only float32 and int8 are really executed by this runtime; other formats are stored, not accelerated",
+        f"only {FLOAT} and {runtime.low} were executed and are offered; nothing is known of other formats",
         f"{len(mixed)} mixed policies, {len(rounds)} rounds; the median round is up to {100 * spread:.0f} % above the "
         "minimum",
-        "no energy: nothing was read from a power counter",
+        "no energy: no power counter could be read"
+        if energies is None
+        else "energy: counters of the processor packages (RAPL), with idle power and all that ran meanwhile; layers "
+        "and switches by their share of the time",
     ]
     layers = sorted({name for names in unmet.values() for name in names})
     if layers:

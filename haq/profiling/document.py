@@ -10,6 +10,7 @@ from typing import Any
 
 from haq.files import write_text
 from haq.hardware.sections import Measured, operation
+from haq.profiling.base import FLOAT
 from haq.profiling.fit import Fit
 from haq.types import Network, Precision
 
@@ -26,6 +27,7 @@ def write_profile(
     runtime: str,
     source: str,
     notes: tuple[str, ...],
+    watts: tuple[float, float] | None = None,
 ) -> None:
     """Write `out` (TOML) and the CSV file of the same name beside it.
 
@@ -38,15 +40,17 @@ def write_profile(
         runtime: name, version and options.
         source: who measured, with the command.
         notes: what else the reader should know.
+        watts: mean power in float and in low precision, where it was measured.
 
     Raises:
         InputError: a file cannot be written.
     """
     rows = ["layer,weight,activation,latency_ms,energy_mj"]
     for layer in network.layers:
-        for precision, times in ((Precision.parse("wfp32afp32"), found.floating), (low, found.low)):
+        for index, (precision, times) in enumerate(((FLOAT, found.floating), (low, found.low))):
             ms = times[layer.name] / layer.calls
-            rows.append(f"{_quoted(layer.name)},{precision.weight},{precision.activation},{ms:.7g},")
+            energy = "" if watts is None else f"{ms * watts[index]:.7g}"
+            rows.append(f"{_quoted(layer.name)},{precision.weight},{precision.activation},{ms:.7g},{energy}")
     table = out.with_suffix(".csv")
     write_text(table, "\n".join(rows) + "\n")
     sections: list[tuple[str, Mapping[str, Any]]] = [
@@ -63,9 +67,9 @@ def write_profile(
             "[quantization]",
             {"weight_granularity": "channel", "weight_scheme": "symmetric", "activation_scheme": "affine"},
         ),
-        ("[table]", {"file": table.name}),
-        *(("[[switch]]", row) for row in _conversions(found, "switch", low)),
-        *(("[[join]]", row) for row in _conversions(found, "join", low)),
+        ("[table]", {"file": table.name} | ({} if watts is None else {"energy": True})),
+        *(("[[switch]]", row) for row in _conversions(found, "switch", low, watts)),
+        *(("[[join]]", row) for row in _conversions(found, "join", low, watts)),
     ]
     top = 'input_format = "fp32"\n'
     text = "\n".join(_section(*section) for section in sections)
@@ -85,8 +89,9 @@ def _provenance(source: str, notes: tuple[str, ...]) -> dict[str, Any]:
         "source": source,
         "date": date.today(),
         "measured": "end-to-end times of all-float, all-int8 and mixed policies (minimum over interleaved repeats), "
-        "and the runtime's own profile of the first two",
-        "derived": "layers: their shares of the two end-to-end times; switches and joins: non-negative least squares "
+        "and, where the runtime has one, its own profile of the first two",
+        "derived": "layers: their shares of the two end-to-end times (without a profile: fitted, too); "
+        "switches and joins: non-negative least squares "
         "on what is left of the mixed policies (only the sum of both directions is well determined)",
         "notes": list(notes),
     }
@@ -102,13 +107,19 @@ def _low_formats(network: Network, found: Fit, low: Precision) -> list[tuple[str
     return rows
 
 
-def _conversions(found: Fit, what: str, low: Precision) -> list[dict[str, Any]]:
+def _conversions(found: Fit, what: str, low: Precision, watts: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """Nanoseconds at a power in watts are nanojoules; the constant part's energy is left out."""
     return [
         {
             "from": written,
             "to": wanted,
             "fixed_us": float(f"{found.fixed[kind] * _US_PER_MS:.6g}"),
             "per_element_ns": float(f"{found.per_element[kind] * _NS_PER_MS:.6g}"),
+            **(
+                {}
+                if watts is None
+                else {"energy_pj_per_element": found.per_element[kind] * _NS_PER_MS * 1e3 * sum(watts) / 2}
+            ),
         }
         for kind, written, wanted in (
             (f"{what}_down", "fp32", low.activation.name),

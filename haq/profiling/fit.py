@@ -8,19 +8,23 @@ own time per node cancels. What is left of the measured mixed policies is the sw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
 
 from haq.costs import CostReport
+from haq.profiling.base import FLOAT
+from haq.types import Network
 
 KINDS = ("switch_down", "switch_up", "join_down", "join_up")
 """Conversions from float, and to float, of a tensor for its readers and of an operand of a join."""
 _RIDGE = 1e-3
 """Of columns scaled to 1: splits what cannot be told apart, such as both directions of a round trip, evenly."""
 
+_PRIOR = 1e-5
+"""How strongly a layer's cost is drawn to the first guess, beside one measured policy."""
 _LEAST_SHARE = 0.1
 """Of a layer's profiled time that is taken to be its own."""
 
@@ -47,10 +51,10 @@ def sample(report: CostReport, ms: float) -> Sample:
     counts = {kind: [0, 0] for kind in KINDS}
     for what, rows in (("switch", report.switches), ("join", report.joins)):
         for row in rows:
-            entry = counts[f"{what}_{'down' if row.written.is_float else 'up'}"]
+            entry = counts[f"{what}_{'down' if row.written == FLOAT.activation else 'up'}"]
             entry[0] += 1
             entry[1] += row.elements
-    low = frozenset(row.layer.name for row in report.layers if not row.precision.activation.is_float)
+    low = frozenset(row.layer.name for row in report.layers if row.precision != FLOAT)
     return Sample(low, {kind: (count, elements) for kind, (count, elements) in counts.items()}, ms)
 
 
@@ -141,12 +145,57 @@ def _solve(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     return found
 
 
-def left_out_errors(
-    floating: Times, low: Times, anchors: tuple[Sample, Sample], mixed: Sequence[Sample]
-) -> list[float]:
+def prior(network: Network) -> dict[str, float]:
+    """Layer -> its share of the multiply-accumulates and elements: the first guess where a runtime tells no times."""
+    work = {layer.name: layer.macs + layer.input_elements + layer.output_elements for layer in network.layers}
+    return {name: value / sum(work.values()) for name, value in work.items()}
+
+
+def fit_layers(guess: Times, anchors: tuple[Sample, Sample], mixed: Sequence[Sample]) -> Fit:
+    """Costs of layers and switches from end-to-end times alone, as near to a first guess as these allow.
+
+    Non-negative least squares over all layers in both precisions and all switches; each layer's cost is drawn to its
+    share of the two anchors, which count as often as the mixed policies together.
+
+    Args:
+        guess: layer -> share of the time.
+        anchors: all float and all low.
+        mixed: measured policies between them.
+    """
+    names, top, bottom = list(guess), *anchors
+    columns = [(kind, part) for kind in KINDS for part in (0, 1)]
+    scale = np.array(
+        [top.ms * guess[name] for name in names]
+        + [bottom.ms * guess[name] for name in names]
+        + [max((s.counts[kind][part] for s in (bottom, *mixed)), default=0) or 1 for kind, part in columns]
+    )
+    scale[2 * len(names) :] = top.ms / scale[2 * len(names) :] / len(names)
+    rows, weights = [], [max(1.0, len(mixed) / 2)] * 2 + [1.0] * len(mixed)
+    for entry, weight in zip((top, bottom, *mixed), weights, strict=True):
+        flags = [name in entry.low for name in names]
+        row = [not flag for flag in flags] + flags + [entry.counts[kind][part] for kind, part in columns]
+        rows.append(weight * np.array(row, float) * scale / entry.ms)
+    ridge = np.sqrt(_PRIOR) * np.diag([1.0] * 2 * len(names) + [_RIDGE] * len(columns))
+    wanted = np.sqrt(_PRIOR) * np.array([1.0] * 2 * len(names) + [0.0] * len(columns))
+    values, _ = nnls(np.vstack([*rows, *ridge]), np.concatenate([weights, wanted]))
+    found = values * scale
+    layers, rest = found[: 2 * len(names)].reshape(2, -1), found[2 * len(names) :]
+    return Fit(
+        dict(zip(names, layers[0].tolist(), strict=True)),
+        dict(zip(names, layers[1].tolist(), strict=True)),
+        {kind: float(rest[2 * index]) for index, kind in enumerate(KINDS)},
+        {kind: float(rest[2 * index + 1]) for index, kind in enumerate(KINDS)},
+    )
+
+
+Fitter = Callable[[Sequence[Sample]], Fit]
+"""Mixed policies -> costs."""
+
+
+def left_out_errors(fitter: Fitter, mixed: Sequence[Sample]) -> list[float]:
     """Error in per cent of each mixed policy, predicted from a fit to the others; positive: predicted too slow."""
     errors = []
     for index, entry in enumerate(mixed):
         others = [*mixed[:index], *mixed[index + 1 :]]
-        errors.append(100.0 * (fit(floating, low, anchors, others).predict(entry) / entry.ms - 1.0))
+        errors.append(100.0 * (fitter(others).predict(entry) / entry.ms - 1.0))
     return errors

@@ -21,8 +21,8 @@ from haq.hardware import profile_warnings
 from haq.problem import Problem
 from haq.profiling.base import Runtime
 from haq.profiling.command import open_runtime
+from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
 from haq.profiling.timing import Rounds, measure_rounds, minima
-from haq.profiling.validate import RUNTIMES
 from haq.search.solve import solve
 from haq.types import Policy, Trial
 
@@ -93,7 +93,7 @@ def check_remeasure(experiment: Experiment) -> None:
         InputError: the profile was not measured on this machine, for this model, or no latency is bounded.
     """
     profile, measured = experiment.profile, experiment.profile.measured
-    if measured is None or measured.package not in RUNTIMES:
+    if measured is None or RuntimeChoice.of(measured).name not in RUNTIMES:
         raise InputError(
             f"search.remeasure: profile {profile.name} was not measured; make one with haq profile, or remove the key"
         )
@@ -163,7 +163,7 @@ class Confirmation:
         assert measured is not None  # see `check_remeasure`
 
         def runtime() -> Runtime:
-            return open_runtime(experiment, RUNTIMES[measured.package], threads=measured.threads)
+            return open_runtime(experiment, RuntimeChoice.of(measured))
 
         path = folder / "latency.json"
         if not resumed:

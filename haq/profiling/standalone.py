@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from haq.profiling.base import FLOAT
-from haq.profiling.runtimes import build_runtime
+from haq.profiling.runtimes import RuntimeChoice, build_runtime
 from haq.profiling.timing import measure_rounds, minima
 from haq.progress import Reporter
 from haq.quant import QuantizedModel
@@ -21,7 +21,7 @@ _ALONE = "0"
 
 
 def standalone_times(
-    model: nn.Module, network: Network, low: Precision, *, runtime: str, threads: int, show: Reporter
+    model: nn.Module, network: Network, low: Precision, *, choice: RuntimeChoice, show: Reporter
 ) -> dict[tuple[str, Precision], float]:
     """`(layer, precision)` -> milliseconds of all its calls, each timed alone.
 
@@ -29,8 +29,7 @@ def standalone_times(
         model: the float model.
         network: its layers.
         low: the precision beside float.
-        runtime: a name in `RUNTIMES`.
-        threads: of one operator.
+        choice: of the runtime.
         show: shows progress.
     """
     times = {}
@@ -39,11 +38,11 @@ def standalone_times(
         alone = nn.Sequential(copy.deepcopy(model.get_submodule(layer.name))).eval()
         inputs = torch.randn(_SAMPLES, *layer.input_shape, generator=torch.Generator().manual_seed(index))
         quantized = QuantizedModel(alone, calibration=[(inputs, None)])
-        running = build_runtime(runtime, alone, quantized, inputs, threads=threads)
+        running = build_runtime(choice, alone, quantized, inputs)
         precisions = {str(precision): precision for precision in (FLOAT, low)}
         prepared = {key: running.prepare(Policy({_ALONE: precision})) for key, precision in precisions.items()}
         rounds: list[dict[str, float]] = []
-        measure_rounds(prepared, _ROUNDS, threads=threads, done=rounds.append)
+        measure_rounds(prepared, _ROUNDS, threads=choice.threads, done=rounds.append)
         for key, ms in minima(rounds).items():
             times[layer.name, precisions[key]] = layer.calls * ms
     return times

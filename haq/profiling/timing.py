@@ -49,13 +49,15 @@ def measure_rounds(
     """
     with pinned(threads):
         for entry in prepared.values():
-            for _ in range(_WARM_UP):
+            for _ in range(0 if entry.repeats_itself else _WARM_UP):
                 entry.run()
         for _ in range(rounds):
             done({key: _slice(entry) for key, entry in prepared.items()})
 
 
 def _slice(prepared: Prepared) -> float:
+    if prepared.repeats_itself and (ms := prepared.run()) is not None:
+        return ms
     best, runs, start = np.inf, 0, time.perf_counter()
     prepared.run()  # the caches hold another policy's weights
     while runs < _LEAST_RUNS or time.perf_counter() - start < _SLICE_SECONDS:

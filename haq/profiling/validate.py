@@ -15,8 +15,10 @@ from haq.errors import InputError
 from haq.files import write_json
 from haq.hardware import HardwareProfile, build_cost_model, load_profile, profile_warnings
 from haq.hardware.sections import Measured
+from haq.profiling.base import Runtime
 from haq.profiling.command import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
+from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
 from haq.profiling.standalone import standalone_times, summed
 from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
 from haq.progress import Reporter
@@ -24,9 +26,6 @@ from haq.report import write_validation
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
-
-RUNTIMES = {"onnxruntime": "onnxruntime"}
-"""Package of a measured profile -> the runtime that executes it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def measured_profile(path: str | Path) -> tuple[HardwareProfile, Measured]:
         InputError: no such profile, or one that was not measured.
     """
     profile = load_profile(path)
-    if profile.measured is None or profile.measured.package not in RUNTIMES:
+    if profile.measured is None or RuntimeChoice.of(profile.measured).name not in RUNTIMES:
         raise InputError(f"{path}: was not measured on a machine; make a profile of this one with haq profile")
     return profile, profile.measured
 
@@ -103,8 +102,10 @@ def validate_profile(
     for warning in (warnings := profile_warnings(profile, network)):
         show.note(f"warning: {warning}")
     model = build_cost_model(profile)
-    name = RUNTIMES[measured.package]
-    runtime = open_runtime(experiment, name, threads=measured.threads)
+    choice = RuntimeChoice.of(measured)
+    runtime = open_runtime(experiment, choice)
+    for warning in (others := accelerator_warnings(measured, runtime)):
+        show.note(f"warning: {warning}")
     held_out = mixed_policies(network.layer_names, runtime.low, policies, seed=seed, exclude=measured.policies)
     ends = anchors(network.layer_names, runtime.low)
     chosen = [*ends, *held_out]
@@ -122,12 +123,11 @@ def validate_profile(
     times = minima(taken)
     ms = [times[policy.key] for policy in chosen]
     models = {"this profile": [entry["latency_ms"] for entry in predicted]}
-    if baselines:
+    if baselines and choice.name != "command":
         show.stage("timing each layer alone")
-        alone = standalone_times(
-            experiment.model, network, runtime.low, runtime=name, threads=measured.threads, show=show
-        )
+        alone = standalone_times(experiment.model, network, runtime.low, choice=choice, show=show)
         models["summed stand-alone times"] = summed(alone, chosen)
+    if baselines:
         models["bit operations, through both ends"] = _through_ends([entry["bops"] for entry in predicted], ms)
     document = {
         "schema_version": 1,
@@ -137,7 +137,7 @@ def validate_profile(
         "policies": len(held_out),
         "rounds": rounds,
         "noise_floor_percent": noise_floor(taken),
-        "warnings": list(warnings),
+        "warnings": [*warnings, *others],
         "float_ms": ms[0],
         "low_ms": ms[1],
         "models": {key: asdict(accuracy(values[2:], ms[2:])) for key, values in models.items()},
@@ -157,6 +157,14 @@ def validate_profile(
     write_json(out / "validation.json", document)
     write_validation(document, out / "validation.png")
     return document
+
+
+def accelerator_warnings(measured: Measured, runtime: Runtime) -> tuple[str, ...]:
+    """Why times of another GPU do not hold here."""
+    here = getattr(runtime, "accelerator", "")
+    if here == measured.accelerator:
+        return ()
+    return (f"the profile was measured on {measured.accelerator}, this is {here}: its times do not hold here",)
 
 
 def _through_ends(values: Sequence[float], ms: Sequence[float]) -> list[float]:

@@ -1,10 +1,12 @@
 """Synthetic devices whose costs are known: does the fit find them again?"""
 
+from functools import partial
+
 import pytest
 from networks import residual
 
 from haq.profiling.command import features
-from haq.profiling.fit import KINDS, fit, left_out_errors, shares
+from haq.profiling.fit import KINDS, fit, fit_layers, left_out_errors, prior, shares
 from haq.profiling.policies import anchors, mixed_policies
 from haq.types import Precision
 
@@ -18,7 +20,7 @@ FIXED = {"switch_down": 0.01, "switch_up": 0.0, "join_down": 0.0, "join_up": 0.0
 
 
 def true_ms(policies) -> list[float]:
-    blank = features(NETWORK, policies, {policy.key: 0.0 for policy in policies})
+    blank = features(NETWORK, policies, {policy.key: 0.0 for policy in policies}, LOW)
     return [
         sum(LOW_MS[name] if name in entry.low else FLOAT_MS[name] for name in NAMES)
         + sum(entry.counts[kind][0] * FIXED[kind] + entry.counts[kind][1] * PER_ELEMENT[kind] for kind in KINDS)
@@ -27,7 +29,7 @@ def true_ms(policies) -> list[float]:
 
 
 def samples(policies):
-    return features(NETWORK, policies, dict(zip((p.key for p in policies), true_ms(policies), strict=True)))
+    return features(NETWORK, policies, dict(zip((p.key for p in policies), true_ms(policies), strict=True)), LOW)
 
 
 def ratio(times: dict[str, float]) -> dict[str, float]:
@@ -58,7 +60,8 @@ def test_left_out_errors_show_a_policy_that_the_others_do_not_explain():
     mixed = samples(mixed_policies(NAMES, LOW, 14, seed=0))
     odd = type(mixed[3])(mixed[3].low, mixed[3].counts, 1.3 * mixed[3].ms)
     ends = tuple(samples(anchors(NAMES, LOW)))
-    errors = left_out_errors(ratio(FLOAT_MS), ratio(LOW_MS), ends, [*mixed[:3], odd, *mixed[4:]])
+    fitter = partial(fit, ratio(FLOAT_MS), ratio(LOW_MS), ends)
+    errors = left_out_errors(fitter, [*mixed[:3], odd, *mixed[4:]])
     assert errors[3] == pytest.approx(-23, abs=4)
     assert max(range(len(errors)), key=lambda index: abs(errors[index])) == 3
 
@@ -67,3 +70,16 @@ def test_the_time_that_the_profiler_adds_to_each_layer_cancels():
     true = {"a": 10.0, "b": 30.0, "c": 60.0}
     assert shares({name: time + 5.0 for name, time in true.items()}, 100.0) == pytest.approx(ratio(true))
     assert shares(true, 120.0) == pytest.approx(ratio(true))
+
+
+def test_without_a_profile_layers_are_fitted_to_end_to_end_times():
+    fitted = mixed_policies(NAMES, LOW, 40, seed=0)
+    held_out = mixed_policies(NAMES, LOW, 20, seed=1, exclude=[policy.key for policy in fitted])
+    ends = tuple(samples(anchors(NAMES, LOW)))
+    found = fit_layers(prior(NETWORK), ends, samples(fitted))
+    assert min([*found.floating.values(), *found.low.values(), *found.per_element.values()]) >= 0
+    for entry in ends:
+        assert found.predict(entry) == pytest.approx(entry.ms, rel=0.01)
+    errors = [abs(found.predict(entry) / entry.ms - 1) for entry in samples(held_out)]
+    assert sum(errors) / len(errors) < 0.03
+    assert sum(prior(NETWORK).values()) == pytest.approx(1)

@@ -13,6 +13,7 @@ from haq.profiling import command, validate
 from haq.profiling.base import FLOAT, Prepared
 from haq.profiling.command import Settings, profile_machine
 from haq.profiling.policies import mixed_policies
+from haq.profiling.runtimes import RuntimeChoice
 from haq.profiling.validate import accuracy, validate_profile
 from haq.progress import Silent
 from haq.types import Precision
@@ -35,7 +36,7 @@ class KnownDevice:
         return {name: 1000.0 if precision == FLOAT else 250.0 for name, precision in policy.items()}
 
     def ms(self, policy) -> float:
-        (entry,) = command.features(self.network, [policy], {policy.key: 0.0})
+        (entry,) = command.features(self.network, [policy], {policy.key: 0.0}, LOW)
         converted = sum(elements for _, elements in entry.counts.values())
         return sum(0.25 if name in entry.low else 1.0 for name in policy) + 1e-4 * converted
 
@@ -155,8 +156,8 @@ def test_a_profile_from_elsewhere_is_used_only_with_a_warning(tmp_path, experime
     ("out", "settings", "message"),
     [
         ("mine.json", Settings(), "a profile is a TOML file; end its name in .toml"),
-        ("mine.toml", Settings(runtime="tvm"), "--runtime 'tvm': unknown; known: onnxruntime"),
-        ("mine.toml", Settings(threads=4096), r"--threads 4096: this process may use \d+ processors"),
+        ("mine.toml", Settings(RuntimeChoice("tvm")), "--runtime 'tvm': unknown; known: onnxruntime, torch, command"),
+        ("mine.toml", Settings(RuntimeChoice(threads=4096)), r"--threads 4096: this process may use \d+ processors"),
     ],
     ids=["out", "runtime", "threads"],
 )
