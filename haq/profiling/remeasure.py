@@ -72,9 +72,11 @@ class Stopwatch:
         self._make, self._path, self._threads = runtime, path, threads
         self._runtime: Runtime | None = None
         self.times: dict[str, float] = dict(read_json(path)) if path.exists() else {}
+        self.policies: list[Policy] = []
 
     def measure(self, policies: Sequence[Policy]) -> list[float]:
-        """Milliseconds of each: the minimum over interleaved repeats."""
+        """Milliseconds of each: the minimum over interleaved repeats. `policies` has all that were asked for."""
+        self.policies += policies
         new = [policy for policy in policies if policy.key not in self.times]
         if new:
             self._runtime = self._runtime or self._make()
