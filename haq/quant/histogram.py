@@ -41,20 +41,22 @@ class Histogram:
         """
         if values.numel() == 0:
             return
-        low, high = (float(end) for end in values.detach().aminmax())
+        values = _flat(values.detach())
+        low, high = (float(end) for end in values.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("not all values are finite")
         self.updates += 1
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
-        sample = _strided(values.detach())
-        nonzero = sample[sample != 0].to(torch.float32)
-        self.zeros += sample.numel() - nonzero.numel()
-        if nonzero.numel():
+        sample = _strided(values).to(torch.float32)
+        zeros = int((sample == 0).sum())
+        self.zeros += zeros
+        if self.reach:
             # Scaling by a power of two is exact, so a value falls into the same bin before and after a merge.
-            bins = (nonzero * (_HALF_BINS / self.reach)).floor_().to(torch.int64) + _HALF_BINS
+            bins = (sample * (_HALF_BINS / self.reach)).floor_().to(torch.int64).add_(_HALF_BINS)
             bins.clamp_(max=2 * _HALF_BINS - 1)
             self._counts += torch.bincount(bins, minlength=2 * _HALF_BINS).cpu()
+            self._counts[_HALF_BINS] -= zeros
 
     def _grow(self, largest: float) -> None:
         if largest == 0.0 or largest <= self.reach:
@@ -100,8 +102,13 @@ class Histogram:
         return lower, upper
 
 
-def _strided(values: Tensor) -> Tensor:
-    flat = values.reshape(-1)
+def _flat(values: Tensor) -> Tensor:
+    """All elements in the order in which they lie in memory: no copy of a channels-last tensor."""
+    order = sorted(range(values.dim()), key=values.stride, reverse=True)
+    return values.permute(order).reshape(-1)
+
+
+def _strided(flat: Tensor) -> Tensor:
     step = -(-flat.numel() // _SAMPLE)
     # A step that shares no factor with the size visits all rows, columns and channels alike.
     while step > 1 and math.gcd(step, flat.numel()) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,6 @@ from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.local import (
     Batch,
     LayerCall,
-    OutputError,
     Totals,
     backward_once,
     float_model,
@@ -89,8 +89,9 @@ def _effects(
         return curvature_probe(outputs, batch.targets, loss, samples=batch.count, generator=generator)
 
     def add(call: LayerCall, gradient: Tensor) -> None:
+        remains = remaining.after(call)
         for found in output_errors(model, call, formats):
-            effect = remaining(found).mul_(gradient).float()
+            effect = remains(found.error).mul_(gradient).float()
             # Samples may be spread over several rows (windows of an image), never the other way round.
             whole = len(effect) % batch.count == 0
             rows = effect.view(batch.count if whole else 1, -1, *effect.shape[1:])
@@ -112,16 +113,25 @@ class _Remaining:
             sample = map_tensors(lambda tensor: tensor[:1], model.calibration[0])
             self._normalised = set(foldable_batch_norms(model.module, model.layers, lambda: model(sample)))
 
-    def __call__(self, found: OutputError) -> Tensor:
-        error, output, layer = found.error, found.output, found.layer
+    def after(self, call: LayerCall) -> Callable[[Tensor], Tensor]:
+        """What is left of an error of the call's output; works in place."""
+        layer, output = call.layer, call.output
         if layer not in self._centred and layer not in self._normalised:
-            return error
-        channel = error.dim() - 1 if isinstance(self._layers[layer], nn.Linear) else 1
-        others = [dim for dim in range(error.dim()) if dim != channel]
-        error = error.sub_(error.mean(others, keepdim=True))
+            return lambda error: error
+        channel = output.dim() - 1 if isinstance(self._layers[layer], nn.Linear) else 1
+        others = [dim for dim in range(output.dim()) if dim != channel]
+
+        def centred(values: Tensor) -> Tensor:
+            return values.sub_(values.mean(others, keepdim=True))
+
         if layer in self._centred:
-            return error
-        wanted = output - output.mean(others, keepdim=True)
-        got = error.add_(wanted)
-        power, noisy = (x.square().sum(others, keepdim=True) for x in (wanted, got))
-        return got.mul_(torch.where(noisy > 0, power / noisy, torch.ones_like(noisy)).sqrt()).sub_(wanted)
+            return centred
+        wanted = centred(output.clone())
+        power = wanted.square().sum(others, keepdim=True)
+
+        def normalised(error: Tensor) -> Tensor:
+            got = centred(error).add_(wanted)
+            noisy = got.square().sum(others, keepdim=True)
+            return got.mul_(torch.where(noisy > 0, power / noisy, torch.ones_like(noisy)).sqrt_()).sub_(wanted)
+
+        return normalised
