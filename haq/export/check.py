@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from haq.errors import InputError
+from haq.evaluate.scoring import joined
 from haq.quant.tree import map_tensors, tensors_in
 
 
@@ -44,27 +46,43 @@ def compare(
     *,
     metric: Callable[[Any, Any], float],
 ) -> Comparison:
-    """Run both over `batches` of inputs and targets; the score is the mean of the batches' metric, by samples."""
+    """Run both over `batches` of inputs and targets.
+
+    The metric is called once, with the outputs of all batches joined; where they cannot be joined (batches of unlike
+    shapes) it is the mean of the batches', by samples.
+    """
     samples, same, counted = 0, 0, 0
-    scores = [0.0, 0.0]
+    seen: list[tuple[int, Any, Any, Any]] = []
     difference = size = 0.0
     for inputs, targets in batches:
         with torch.no_grad():
             wanted, got = reference(inputs), exported(inputs)
         tensors = list(tensors_in(got))
         pairs = list(zip(tensors_in(wanted), tensors, strict=True))
-        count = len(pairs[0][0])
-        samples += count
         values = iter(tensors)
         got = map_tensors(lambda _, values=values: next(values), wanted)  # type: ignore[misc]
-        for index, outputs in enumerate((wanted, got)):
-            scores[index] += count * metric(outputs, targets)
+        seen.append((len(pairs[0][0]), wanted, got, targets))
+        samples += len(pairs[0][0])
         difference = max(difference, *(float((a - b).abs().max()) for a, b in pairs))
         size = max(size, *(float(a.abs().max()) for a, _ in pairs))
         hits = _same_class(*pairs[0])
         same, counted = same + int(hits.sum()), counted + hits.numel()
     agreement = 100.0 * same / counted if counted else None
-    return Comparison(samples, agreement, scores[0] / samples, scores[1] / samples, difference, size)
+    return Comparison(samples, agreement, *_scores(seen, metric), difference, size)
+
+
+def _scores(seen: list[tuple[int, Any, Any, Any]], metric: Callable[[Any, Any], float]) -> tuple[float, float]:
+    counts, *columns = (list(column) for column in zip(*seen, strict=True))
+    try:
+        wanted, got, targets = map(joined, columns)
+    except (InputError, RuntimeError):
+        return _mean(metric, counts, columns[0], columns[2]), _mean(metric, counts, columns[1], columns[2])
+    return metric(wanted, targets), metric(got, targets)
+
+
+def _mean(metric: Callable[[Any, Any], float], counts: list[int], outputs: list[Any], targets: list[Any]) -> float:
+    parts = zip(counts, outputs, targets, strict=True)
+    return sum(count * metric(got, wanted) for count, got, wanted in parts) / sum(counts)
 
 
 def _same_class(wanted: Tensor, got: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import onnx
 from torch import nn
 
 from haq.export.onnx_activations import (
-    BIAS_TOLERANCE,
     HALF_A_STEP,
+    bias_tolerance,
     fold_pads,
     lower_inputs,
     move_clips,
@@ -52,7 +52,7 @@ def onnx_model(
     if integer_outputs:
         quantize_outputs(graph, inputs)
     move_clips(graph)
-    quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else BIAS_TOLERANCE)
+    quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else bias_tolerance(state))
     name_outputs(graph, state)
     result = graph.finish([("", OPSET)])
     result.producer_name = "haq"

@@ -295,3 +295,14 @@ def test_dead_channels_do_not_keep_a_layer_from_integers(dead):
     with torch.no_grad():
         wanted = quantized(inputs)
     assert float((OnnxRunner(found)(inputs) - wanted).abs().mean()) < 5e-3 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize(("activation", "integer"), [("8", True), ("2", False), ("binary", False)])
+def test_no_bias_is_rounded_where_activations_of_few_bits_would_amplify_it(
+    quantize_digits, digits_cnn, digits_images, activation, integer
+):
+    quantized = quantize_digits(batch_norm="fold")
+    policy = uniform(quantized, "w8a8").precisions | {"fc2": Precision.parse(f"w8a{activation}")}
+    quantized.apply(Policy(policy))
+    graph = onnx.load_from_string(exported(quantized, digits_cnn, digits_images)).graph
+    assert any(node.name.endswith(".bias.dequantize") for node in graph.node) == integer
