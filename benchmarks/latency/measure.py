@@ -1,6 +1,6 @@
 """How well do measured profiles predict, and what does a search on one get? All figures of docs/profiling.md.
 
-    python benchmarks/latency/measure.py --out runs/latency --images IMAGES     # 10 minutes on an idle machine
+    python benchmarks/latency/measure.py --out runs/latency --images IMAGES     # about 12 minutes on an idle machine
     python benchmarks/latency/measure.py --out runs/latency-quick --quick       # does it run? two minutes
 
 Needs `pip install 'haq[efficientnet,onnx]'` and an idle machine: it says so where the noise is too high. Every step
@@ -128,8 +128,7 @@ def searches(folder: Path, *, draws: int) -> dict[str, Any]:
         bound = ends[1] + (index + 0.5) / draws * (ends[0] - ends[1])
         problem = problem.with_budgets({LATENCY: bound})
         blind, aware = best(without_switches(problem), bound), best(problem, bound)
-        watch.measure([blind, aware])
-        _, state = remeasure(problem, watch, count=3, guard_percent=measured.guard_percent, show=Silent())
+        _, state = remeasure(problem, watch, count=2, guard_percent=measured.guard_percent, show=Silent())
         within = [key for key, ms in state.measured.items() if ms <= bound]
         known = {policy.key: policy for policy in watch.policies}
         confirmed = min((known[key] for key in within), key=lambda p: problem.costs(p)["sensitivity"], default=None)
@@ -269,7 +268,7 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         lines += ["", "| searched | ms | agreement | KL | int8 layers |", "|---|---|---|---|---|"]
         for row in fronts["rows"]:
             lines.append(
-                f"| {row['searched']} | {row['ms']:.2f} | {row['agreement']:.1f} % | {row['kl']:.4f} | "
+                f"| {row['searched']} | {row['ms']:.2f} | {row['agreement']:.1f} % | {max(0.0, row['kl']):.4f} | "
                 f"{row['int8_layers']} |"
             )
         pairs = [row for row in fronts["beaten"] if row["fastest_without_ms"]]
@@ -310,7 +309,7 @@ def main() -> None:
         run("searches", partial(searches, folder, draws=2 if quick else 20))
     if "front" in only:
         images = (arguments.images or photographs(folder)).resolve()
-        run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 8))
+        run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 4))
         draw(results["front"], folder / "front.png")
     (folder / "summary.md").write_text(summarise(results))
     print((folder / "summary.md").read_text())
