@@ -58,6 +58,13 @@ Overrides = Annotated[
         help="Override a key of the experiment, e.g. seed=1 or budgets.latency_ms='50%'; may be repeated.",
     ),
 ]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Evaluate so many policies at once, each in a process of its own (Ray).")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Use the workers of this Ray cluster; or: auto.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
@@ -102,6 +109,15 @@ def _experiment(path: Path, overrides: list[str] | None) -> Experiment:
     return Experiment.load(path, overrides=overrides or [])
 
 
+def _evaluating(no_cache: bool, workers: int | None, ray_address: str | None) -> list[str]:
+    """The overrides that say who evaluates."""
+    options = ["cache.enabled=false"] * no_cache
+    for key, value in (("workers", workers), ("address", ray_address)):
+        if value is not None:
+            options += ["executor.kind=ray", f"executor.{key}={value}"]
+    return options
+
+
 @contextmanager
 def _running() -> Iterator[_Bars]:
     """Progress for the length of the block, and standard output kept for the result."""
@@ -135,23 +151,14 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the experiment>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")] = (
-        False
-    ),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate so many policies at once, each in a process of its own (Ray).")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Use the workers of this Ray cluster; or: auto.")
-    ] = None,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
-    options = ["cache.enabled=false"] * no_cache
-    for key, value in (("workers", workers), ("address", ray_address)):
-        if value is not None:
-            options += ["executor.kind=ray", f"executor.{key}={value}"]
+    options = _evaluating(no_cache, workers, ray_address)
     with _running() as bars:
         from haq.front import points, run_front
         from haq.run import run_experiment
@@ -280,18 +287,23 @@ def _show_cost(report: dict[str, Any], *, title: str) -> None:
 
 
 @app.command()
-def evaluate(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = None) -> None:
+def evaluate(
+    experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = None, no_cache: NoCache = False
+) -> None:
     """Measure a policy on the search split and print its score and costs as JSON."""
-    from haq.costs import cost_report
-
     with _running() as bars:
-        pieces = _experiment(experiment, overrides)
+        from haq.costs import cost_report
+        from haq.workers import open_executor
+
+        pieces = _experiment(experiment, [*(overrides or []), *_evaluating(no_cache, None, None)])
         bars.stage("measuring the policy")
         chosen = pieces.load_policy(policy)
         pieces.space.check(chosen)
         costs = cost_report(pieces.network, pieces.cost_model, chosen).totals
-        evaluator = pieces.evaluator("search")
-        measurement, floating = evaluator(chosen), evaluator.float_measurement()
+        with open_executor(pieces, note=bars.note) as executor:
+            executor.submit(chosen)
+            _, measurement = executor.next_completed()
+        floating = pieces.evaluator("search").float_measurement()
     document = {
         "schema_version": 1,
         "metric": pieces.config.evaluator.metric,
@@ -400,16 +412,19 @@ def ladder(
     experiment: ExperimentFile,
     policies: Annotated[int, typer.Option(min=1, help="How many random policies within budget to measure.")] = 20,
     overrides: Overrides = None,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure random policies on each rung of the evaluator's ladder: do the cheap ones rank as the dear ones do?"""
     with _running() as bars:
         from haq.ladder import compare_rungs
 
-        pieces = _experiment(experiment, overrides)
+        pieces = _experiment(experiment, [*(overrides or []), *_evaluating(no_cache, workers, ray_address)])
         pieces.check()
         bars.stage("measuring policies on each rung")
-        document = compare_rungs(pieces, policies=policies, progress=bars.step)
+        document = compare_rungs(pieces, policies=policies, progress=bars.step, note=bars.note)
     if as_json:
         _print_json(document)
         return

@@ -602,20 +602,25 @@ class Experiment:
             return None
         return cache_folder(None if config.folder is None else self.folder / config.folder)
 
-    def measurement_context(self, *, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
+    def measurement_context(
+        self, *, rung: str | None = None, threads: int | None = None, device: str | None = None
+    ) -> dict[str, Any]:
         """What a measurement on the search split depends on beside the policy; scores the float model.
 
         Args:
+            rung: of the ladder; default: the first.
             threads: of whoever evaluates, where that is not this process.
             device: likewise.
         """
         config = self.config
+        rung, qat = rung or config.evaluator.rungs[0], config.evaluator.qat or QATConfig()
+        scoring = config.evaluator.model_dump(mode="json", exclude={"device", "kind", "ladder", "reduction", "qat"})
         floating = self.evaluator("search").float_measurement()
         context: dict[str, Any] = {
             "model": config.model.model_dump(mode="json"),
             "hashes": self.hashes,
             "float": {"score": floating.score, **floating.details},
-            "evaluator": config.evaluator.model_dump(mode="json", exclude={"device"}),
+            "evaluator": {**scoring, "rung": rung},
             "quantization": self.quantization.model_dump(mode="json"),
             "layers": list(self.network.layer_names),
             "sources": source_digest([*self._own_functions(), *map(type, self.model.modules())]),
@@ -624,18 +629,15 @@ class Experiment:
         }
         if config.data.targets != "labels":
             context["targets"] = config.data.targets
-        if config.evaluator.kind in ("ptq", "bn"):
+        if rung in ("ptq", "bn"):
             # Nothing is drawn at random without training: runs of several seeds share their measurements.
             return context
         # Joint training draws its policies from the space.
         space = {name: [str(p) for p in choices] for name, choices in self.space.precisions.items()}
         drawn = {"space": space, "ties": self.space.ties, "activation_ties": self.space.activation_ties}
-        return {**context, "seed": config.seed, "drawn": drawn if self._trains_jointly else None}
-
-    @property
-    def _trains_jointly(self) -> bool:
-        config = self.config.evaluator
-        return config.kind == "shared" or (config.qat is not None and config.qat.start == "shared")
+        jointly = rung == "shared" or qat.start == "shared"
+        trained = {"qat": qat.model_dump(mode="json"), "seed": config.seed, "drawn": drawn if jointly else None}
+        return {**context, **trained}
 
     def _own_functions(self) -> list[Callable[..., Any]]:
         """What of the user's code makes measurements, beside the model."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from haq.evaluate.fine_tuning import Failure
 from haq.experiment import Experiment, Progress
 from haq.problem import Problem
 from haq.search import RandomSearch
+from haq.search.base import Executor
 from haq.search.journal import Journal
-from haq.types import Measurement, Trial
+from haq.types import Measurement, Policy, Trial
+from haq.workers import open_executor
 
 RUNGS = ("ptq", "bn", "shared", "qat")
 """What `haq ladder` compares where the experiment names no ladder."""
@@ -33,6 +35,7 @@ def climb(
     journal: Journal,
     *,
     on_measured: Callable[[Trial, str], None] = lambda trial, rung: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:
     """Send the best trials of the first rung up the others (successive halving: Jamieson and Talwalkar 2016).
 
@@ -44,7 +47,8 @@ def climb(
         problem: tells which trials are within budget.
         trials: measured on the first rung.
         journal: of the upper rungs' measurements; what stands there is not measured again.
-        on_measured: called with each trial and its rung.
+        on_measured: called with each trial and its rung as it is measured.
+        note: told of the cache.
 
     Returns:
         The trials that reached the last rung, measured there.
@@ -52,17 +56,49 @@ def climb(
     known = {(t.policy.key, t.measurement.fidelity): t.measurement for t in journal.trials}
     alive = [trial for trial in trials if trial.measurement.ok and not problem.violation(trial.policy)]
     for rung in experiment.config.evaluator.ladder[1:]:
-        evaluator = experiment.evaluator("search", rung=rung)
-        measured = []
-        for trial in _promoted(alive, experiment.config.evaluator.reduction):
-            key = trial.policy.key, evaluator.fidelity
-            if key not in known:
-                known[key] = evaluator(trial.policy)
-                journal.append(replace(trial, number=len(journal.trials), measurement=known[key]))
-            measured.append(replace(trial, measurement=known[key]))
-            on_measured(measured[-1], rung)
+        climbing = _promoted(alive, experiment.config.evaluator.reduction)
+        fidelity = experiment.evaluator("search", rung=rung).fidelity
+        trial_of = {trial.policy: trial for trial in reversed(climbing)}
+        waiting = [
+            policy for policy in dict.fromkeys(t.policy for t in climbing) if (policy.key, fidelity) not in known
+        ]
+
+        def keep(
+            policy: Policy, measurement: Measurement, rung: str = rung, of: Mapping[Policy, Trial] = trial_of
+        ) -> None:
+            trial = replace(of[policy], measurement=measurement)
+            journal.append(replace(trial, number=len(journal.trials)))
+            on_measured(trial, rung)
+
+        if waiting:
+            with open_executor(experiment, rung=rung, note=note) as executor:
+                found = _measured(executor, waiting, keep)
+            known |= {(policy.key, fidelity): measurement for policy, measurement in found.items()}
+        measured = [replace(trial, measurement=known[trial.policy.key, fidelity]) for trial in climbing]
         alive = [trial for trial in measured if trial.measurement.ok]
     return alive
+
+
+def _measured(
+    executor: Executor, policies: Sequence[Policy], on_done: Callable[[Policy, Measurement], None]
+) -> dict[Policy, Measurement]:
+    """The measurements of distinct policies; `on_done` gets each as it is made, on Ctrl-C what is made by then."""
+    found: dict[Policy, Measurement] = {}
+
+    def take(policy: Policy, measurement: Measurement) -> None:
+        found[policy] = measurement
+        on_done(policy, measurement)
+
+    for policy in policies:
+        executor.submit(policy)
+    try:
+        while len(found) < len(policies):
+            take(*executor.next_completed())
+    except KeyboardInterrupt:
+        for done in executor.finished():
+            take(*done)
+        raise
+    return found
 
 
 def _promoted(trials: Sequence[Trial], reduction: float) -> list[Trial]:
@@ -74,16 +110,24 @@ def _promoted(trials: Sequence[Trial], reduction: float) -> list[Trial]:
     return [trial for trial in ranked if trial.policy.key in kept]
 
 
-def compare_rungs(experiment: Experiment, *, policies: int, progress: Progress | None = None) -> dict[str, Any]:
+def compare_rungs(
+    experiment: Experiment,
+    *,
+    policies: int,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Measure random policies within budget on every rung, and how far the rungs rank them alike.
 
     Args:
         experiment: names the rungs in `evaluator.ladder`; `RUNGS` where it does not.
         policies: how many.
         progress: called with the measurements done and their number.
+        note: told of the cache.
 
     Returns:
-        `rungs` (seconds of a policy, the median; seconds spent `once`; scores; failures) and `pairs` (Spearman's and
+        `rungs` (seconds of a policy, the median, as they were measured at first; seconds spent `once`, unknown with
+        workers, each of which does that; scores; failures) and `pairs` (Spearman's and
         Kendall's correlation, each with the 95 % interval of a bootstrap over the policies).
 
     Raises:
@@ -98,13 +142,15 @@ def compare_rungs(experiment: Experiment, *, policies: int, progress: Progress |
     rungs, total = [], len(names) * len(drawn)
     for index, name in enumerate(names):
         once = _prepared(experiment, name)
-        evaluator = experiment.evaluator("search", rung=name)
-        measured = []
-        for number, policy in enumerate(drawn):
-            measured.append(evaluator(policy))
+        done = count(index * len(drawn) + 1)
+
+        def on_done(policy: Policy, measurement: Measurement, done: Iterator[int] = done) -> None:
             if progress is not None:
-                progress(index * len(drawn) + number + 1, total)
-        rungs.append(_rung(name, once, measured))
+                progress(next(done), total)
+
+        with open_executor(experiment, rung=name, note=note) as executor:
+            found = _measured(executor, drawn, on_done)
+        rungs.append(_rung(name, once, [found[policy] for policy in drawn]))
     return {
         "schema_version": 1,
         "experiment": experiment.config.name,
@@ -115,8 +161,10 @@ def compare_rungs(experiment: Experiment, *, policies: int, progress: Progress |
     }
 
 
-def _prepared(experiment: Experiment, rung: str) -> float:
-    """Do what a rung does once, and return how long that took."""
+def _prepared(experiment: Experiment, rung: str) -> float | None:
+    """Do what a rung does once, and return how long that took; `None` where workers do it."""
+    if experiment.config.executor.kind != "local":
+        return None
     start = time.perf_counter()
     qat = experiment.config.evaluator.qat
     if rung == "shared" or (rung.startswith("qat") and qat is not None and qat.start == "shared"):
@@ -126,7 +174,7 @@ def _prepared(experiment: Experiment, rung: str) -> float:
     return time.perf_counter() - start
 
 
-def _rung(name: str, once: float, measured: Sequence[Measurement]) -> dict[str, Any]:
+def _rung(name: str, once: float | None, measured: Sequence[Measurement]) -> dict[str, Any]:
     return {
         "name": name,
         "seconds": float(np.median([one.seconds for one in measured])),

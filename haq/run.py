@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from haq.errors import InfeasibleError, InputError
-from haq.evaluate import LocalExecutor, SplitEvaluator
-from haq.execute import CachingExecutor, MeasurementCache
+from haq.evaluate import SplitEvaluator
 from haq.experiment import Experiment, Progress
 from haq.files import write_json, write_text
 from haq.hardware import profile_warnings
@@ -23,12 +20,11 @@ from haq.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
 from haq.result import Leader, policy_document, result_document, trial_row, versions
 from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, make_strategy, run_search, uniform_policies
-from haq.search.base import Executor
 from haq.search.journal import Journal, holds_trials, setup_of
 from haq.search.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
 from haq.types import Policy, Trial
-from haq.workers import ray_executor, worker_count, worker_device, worker_threads
+from haq.workers import open_executor, worker_count
 
 JOURNAL = "trials.jsonl"
 LADDER = "ladder.jsonl"
@@ -140,7 +136,7 @@ def _run(
             show.step(done, max(expected, done))
             show.note(_trial_line(trial, problem) + leader.mark(trial))
 
-        with _executor(experiment, evaluator, show) as executor:
+        with open_executor(experiment, note=show.note) as executor:
             run_search(
                 problem,
                 strategy,
@@ -180,25 +176,7 @@ def _climbed(
         stages("ladder", "measuring finalists"),
         Journal.open(folder / LADDER, _setup(experiment, parallel), resume=True) as upper,
     ):
-        return climb(experiment, problem, journal.trials, upper, on_measured=on_measured)
-
-
-@contextmanager
-def _executor(experiment: Experiment, evaluator: SplitEvaluator, show: Reporter) -> Iterator[Executor]:
-    """What the experiment asks for, behind the cache; closed at the end."""
-    local = experiment.config.executor.kind == "local"
-    executor: Executor = LocalExecutor(evaluator) if local else ray_executor(experiment)
-    caching = None
-    if (folder := experiment.cache_folder) is not None:
-        config = experiment.config
-        threads, device = (None, None) if local else (worker_threads(config), worker_device(config))
-        context = experiment.measurement_context(threads=threads, device=device)
-        cache = MeasurementCache(folder, context, on_error=show.note)
-        executor = caching = CachingExecutor(executor, cache)
-    with closing(executor):
-        yield executor
-    if caching is not None and caching.hits:
-        show.note(f"{caching.hits} measurements came from the cache in {experiment.cache_folder}")
+        return climb(experiment, problem, journal.trials, upper, on_measured=on_measured, note=stages.reporter.note)
 
 
 def _parallel(experiment: Experiment, journal: Path, *, resume: bool) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from haq.errors import InputError
 from haq.evaluate import Evaluator
 from haq.evaluate.context import code_version
 from haq.evaluate.shipping import Shipment, pack, unpack
-from haq.execute import RayExecutor
+from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache, RayExecutor
 from haq.experiment import Experiment
 from haq.imports import load_reference
+from haq.search.base import Executor
 from haq.types import Network
 
 _POST_TRAINING = ("ptq", "bn")
@@ -30,6 +33,7 @@ class _Parcel:
     folder: Path
     network: Network
     quantization: QuantizationConfig
+    rung: str
     contents: Shipment
     versions: tuple[str, str]
 
@@ -56,8 +60,36 @@ def worker_device(config: ExperimentConfig) -> str:
     return "cuda" if config.executor.gpus_per_worker else "cpu"
 
 
-def ray_executor(experiment: Experiment) -> RayExecutor:
-    """The executor that the experiment's `executor` section describes.
+@contextmanager
+def open_executor(
+    experiment: Experiment, *, rung: str | None = None, note: Callable[[str], None] = lambda text: None
+) -> Iterator[Executor]:
+    """Who evaluates policies on the search split, as the experiment asks for, behind the cache; closed at the end.
+
+    Args:
+        experiment: whose evaluator.
+        rung: of the ladder; default: the first.
+        note: told of the cache, once at the end or when it cannot be written.
+    """
+    config = experiment.config
+    rung = rung or config.evaluator.rungs[0]
+    local = config.executor.kind == "local"
+    executor: Executor = (
+        LocalExecutor(experiment.evaluator("search", rung=rung)) if local else ray_executor(experiment, rung=rung)
+    )
+    caching = None
+    if (folder := experiment.cache_folder) is not None:
+        threads, device = (None, None) if local else (worker_threads(config), worker_device(config))
+        context = experiment.measurement_context(rung=rung, threads=threads, device=device)
+        executor = caching = CachingExecutor(executor, MeasurementCache(folder, context, on_error=note))
+    with closing(executor):
+        yield executor
+    if caching is not None and caching.hits:
+        note(f"{caching.hits} measurements came from the cache in {experiment.cache_folder}")
+
+
+def ray_executor(experiment: Experiment, *, rung: str) -> RayExecutor:
+    """The executor that the experiment's `executor` section describes, for a rung of its ladder.
 
     Raises:
         InputError: see `RayExecutor`; or the model or the data cannot be pickled.
@@ -73,6 +105,7 @@ def ray_executor(experiment: Experiment) -> RayExecutor:
         experiment.folder.resolve(),
         experiment.network,
         experiment.quantization,
+        rung,
         pack((experiment.model, experiment.data)),
         _versions(),
     )
@@ -103,7 +136,7 @@ def search_evaluator(parcel: _Parcel) -> Evaluator:
         if section.factory is not None:  # brings the user's modules onto the path before their classes are unpickled
             load_reference(section.factory, key="factory", folder=parcel.folder)
     model, data = unpack(parcel.contents)
-    if parcel.config.evaluator.kind not in _POST_TRAINING:
+    if parcel.rung not in _POST_TRAINING:
         model = copy.deepcopy(model)  # what is trained must be memory of its own
     experiment = Experiment(parcel.config, folder=parcel.folder)
     experiment.__dict__ |= {
@@ -112,7 +145,7 @@ def search_evaluator(parcel: _Parcel) -> Evaluator:
         "network": parcel.network,
         "quantization": parcel.quantization,
     }
-    return experiment.evaluator("search")
+    return experiment.evaluator("search", rung=parcel.rung)
 
 
 def _versions() -> tuple[str, str]:

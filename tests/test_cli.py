@@ -98,6 +98,14 @@ def test_cost_and_evaluate_agree_with_the_run(haq, finished):
     assert "switch" in out or "No switches" in out
 
 
+def test_evaluate_takes_from_the_cache_what_it_measured_before(haq, finished):
+    arguments = ("evaluate", QUICKSTART, "--policy", finished[0] / "policy.json", *FAST)
+    documents = [json.loads(haq(*arguments, *more)[1])["measurement"] for more in ((), (), ("--no-cache",))]
+    assert documents[0] == documents[1]
+    assert documents[2]["score"] == documents[0]["score"]
+    assert documents[2]["seconds"] != documents[0]["seconds"]  # measured anew
+
+
 def test_the_problem_file_of_a_run_solves_to_its_predicted_optimum(haq, finished):
     folder, result = finished
     code, out, err = haq("solve", folder / "problem.json", "--top", 2)

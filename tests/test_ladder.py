@@ -13,6 +13,7 @@ from haq.config import load_experiment
 from haq.errors import InputError
 from haq.experiment import Experiment
 from haq.ladder import compare_rungs, rank_correlation
+from haq.progress import Silent
 from haq.run import run_experiment
 from haq.types import Policy
 
@@ -123,3 +124,61 @@ def test_a_ladder_ranks_by_score_and_needs_policies_to_rank(file: Path) -> None:
         Experiment.load(file, overrides=["objective=latency_ms"]).check()
     with pytest.raises(InputError, match="at least 3"):
         compare_rungs(Experiment.load(file), policies=2)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+    def from_cache(self) -> int:
+        return sum(int(text.split()[0]) for text in self.texts if "came from the cache" in text)
+
+
+def test_a_rung_s_measurements_are_kept_between_runs_apart_from_those_of_other_rungs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HAQ_CACHE_DIR", raising=False)
+    caching = ("cache.enabled=true", f"cache.folder='{tmp_path / 'cache'}'")
+
+    def run(name: str, *overrides: str) -> tuple[list[dict], int, int]:
+        notes, out = Notes(), tmp_path / name
+        run_experiment(Experiment.load(file, overrides=[*caching, *overrides]), out=out, reporter=notes)
+        first = {str(trial["policy"]) for trial in lines(out / "trials.jsonl")}
+        return lines(out / "ladder.jsonl"), notes.from_cache(), len(first)
+
+    measured, hits, distinct = run("first")
+    assert hits == 0
+    again, hits, _ = run("again")
+    assert (again, hits) == (measured, distinct + len(measured))
+    _, hits, _ = run("longer", 'evaluator.ladder=["ptq","bn","qat:4"]')
+    assert hits == distinct + sum(trial["measurement"]["fidelity"] == "bn" for trial in measured)
+
+
+def test_comparing_rungs_keeps_their_measurements(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAQ_CACHE_DIR", str(tmp_path / "cache"))
+    overrides = ["cache.enabled=true", 'evaluator.ladder=["ptq","bn"]']
+    notes = Notes()
+    found = []
+    for hits in (0, 8):
+        found.append(compare_rungs(Experiment.load(file, overrides=overrides), policies=4, note=notes.note))
+        assert notes.from_cache() == hits
+    for one, other in zip(*(document["rungs"] for document in found), strict=True):
+        assert {**one, "once": 0} == {**other, "once": 0}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("ladder", ['["ptq","bn","qat:3"]', '["ptq","shared","qat:2"]'])
+def test_workers_climb_as_this_process_does(file: Path, tmp_path: Path, ladder: str) -> None:
+    pytest.importorskip("ray")
+    rows = []
+    for name, options in (("here", ()), ("ray", ("executor.kind=ray", "executor.workers=2"))):
+        overrides = ["threads=1", "search.parallel=1", f"evaluator.ladder={ladder}", *options]
+        run_experiment(Experiment.load(file, overrides=overrides), out=tmp_path / name)
+        measured = lines(tmp_path / name / "ladder.jsonl")
+        rows.append({(str(t["policy"]), t["measurement"]["fidelity"]): t["measurement"]["details"] for t in measured})
+    assert rows[0] == rows[1]
+    assert len(rows[0]) >= 4
