@@ -182,3 +182,19 @@ def test_workers_climb_as_this_process_does(file: Path, tmp_path: Path, ladder: 
         rows.append({(str(t["policy"]), t["measurement"]["fidelity"]): t["measurement"]["details"] for t in measured})
     assert rows[0] == rows[1]
     assert len(rows[0]) >= 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_fine_tune_as_this_process_does(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    file, rows = tmp_path / "x.toml", []
+    ladder = EXPERIMENT[EXPERIMENT.index("kind =") : EXPERIMENT.index("[budgets]")]
+    file.write_text("threads = 1\n" + EXPERIMENT.replace(ladder, 'kind = "qat"\nqat.steps = 3\n'))
+    for name, options in (("here", ()), ("ray", ("executor.kind=ray", "executor.workers=2"))):
+        overrides = ["search.parallel=2", *options]
+        run_experiment(Experiment.load(file, overrides=overrides), out=tmp_path / name)
+        trials = sorted(lines(tmp_path / name / "trials.jsonl"), key=lambda trial: trial["number"])
+        rows.append([(trial["policy"], trial["measurement"]["details"]) for trial in trials])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) >= 5
