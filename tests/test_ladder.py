@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("ladder")
+    (folder / "x.toml").write_text(EXPERIMENT)
+    return run_experiment(Experiment.load(folder / "x.toml"), out=folder / "run")
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()[1:]]
 
@@ -77,6 +85,24 @@ def test_the_best_half_and_each_source_s_best_climb_and_the_answer_is_measured_o
     (out / "policy.json").unlink()
     _, again = run_experiment(Experiment.load(file), out=out, resume=True)
     assert (out / "ladder.jsonl").read_bytes() == before
+    assert again["answer"] == result["answer"]
+
+
+def measured_on(path: Path) -> list[tuple[str, str, float]]:
+    return sorted((str(t["policy"]), t["measurement"]["fidelity"], t["measurement"]["score"]) for t in lines(path))
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.4, 0.8, 0.99])
+def test_finalists_journal_cut_anywhere_is_filled_up_again(
+    file: Path, tmp_path: Path, finished: tuple[Path, dict], cut: float
+) -> None:
+    folder, result = finished
+    out = tmp_path / "run"
+    shutil.copytree(folder, out)
+    whole = (folder / "ladder.jsonl").read_bytes()
+    (out / "ladder.jsonl").write_bytes(whole[: int(cut * len(whole))])
+    _, again = run_experiment(Experiment.load(file), out=out, resume=True)
+    assert measured_on(out / "ladder.jsonl") == measured_on(folder / "ladder.jsonl")
     assert again["answer"] == result["answer"]
 
 
