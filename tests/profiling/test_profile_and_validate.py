@@ -1,11 +1,12 @@
 """`haq profile` and `haq validate`: on a device whose costs are known, and once on this machine."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from haq import Experiment, InputError, load_profile
+from haq import Experiment, InputError, load_profile, run_experiment
 from haq.costs import cost_report
 from haq.hardware import build_cost_model, profile_warnings
 from haq.hardware.table import TableModel
@@ -192,3 +193,62 @@ def test_onnxruntime_on_this_machine(tmp_path, experiment):
         "summed stand-alone times",
         "bit operations, through both ends",
     }
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_search_and_a_validation_on_another_machine_s_profile_warn(tmp_path, experiment, known):
+    known()
+    path = tmp_path / "mine.toml"
+    make(experiment, path)
+    path.write_text(path.read_text().replace('cpu = "', 'cpu = "Z80, once '))
+    overrides = [
+        f"device.profile='{path}'",
+        "space.weights=['int8', 'fp32']",
+        "space.activations=['int8', 'fp32']",
+        "budgets={latency_ms='150%'}",
+        "search.max_trials=1",
+    ]
+    heard = Notes()
+    chosen = Experiment.load(QUICKSTART, overrides=overrides)
+    _, result = run_experiment(chosen, out=tmp_path / "run", reporter=heard)
+    warning = "warning: profile mine was measured elsewhere: this processor is .*, not Z80, once"
+    assert any(re.match(warning, note) for note in heard.notes)
+    assert any("not Z80, once" in text for text in result["warnings"])
+    heard = Notes()
+    arguments = {"policies": 2, "rounds": 2, "seed": 1, "out": tmp_path / "v", "show": heard, "baselines": False}
+    assert "not Z80, once" in validate_profile(experiment, path, **arguments)["warnings"][0]
+    assert any(re.match(warning, note) for note in heard.notes)
+    confirmed = Experiment.load(QUICKSTART, overrides=[*overrides, "search.remeasure=2"])
+    with pytest.raises(InputError, match=r"search\.remeasure: profile mine was measured elsewhere"):
+        run_experiment(confirmed, out=tmp_path / "run2")
+
+
+def test_an_operator_that_cannot_be_exported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "odd_model.py").write_text(
+        "import torch\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(144, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(torch.linalg.qr(self.conv(x))[0].flatten(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    odd = Experiment.load(QUICKSTART, overrides=["model={factory='odd_model:Odd'}"])
+    with pytest.raises(InputError, match=r"'aten::linalg_qr' to ONNX .* is not supported"):
+        make(odd, tmp_path / "mine.toml")
+
+
+def test_a_profile_is_not_resumed_with_other_threads(tmp_path, experiment, known):
+    known()
+    make(experiment, tmp_path / "mine.toml")
+    other = Settings(RuntimeChoice(threads=2), policies=14, rounds=4)
+    with pytest.raises(InputError, match=r"the setup changed: threads \(1 -> 2\)"):
+        make(experiment, tmp_path / "mine.toml", settings=other, resume=True)
