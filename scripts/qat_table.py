@@ -2,6 +2,7 @@
 
     python scripts/qat_table.py --steps 1720 --seeds 0 1 2 3 4      # the full table: 4 epochs, five seeds
     python scripts/qat_table.py --steps 40 --seeds 0                # minutes on two cores
+    python scripts/qat_table.py --steps 1720 --show                 # what is measured of it by now
 
 Scores are of the test split; nothing is chosen by them. First and last layer are at 8 bit but in the w8a8 row and in
 `--all-layers`. Each measurement is a line of `--file` as soon as it is made, and is not made again; once all are
@@ -51,6 +52,10 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 def measured(args: argparse.Namespace) -> list[tuple[Cell, Cell]]:
     """Each cell and what it came to: from the file, or measured now."""
+    lines = args.file.read_text(encoding="utf-8").splitlines() if args.file.exists() else []
+    known = {json.dumps(line["cell"]): line["found"] for line in map(json.loads, lines)}
+    if args.show:
+        return [(cell, known[json.dumps(cell)]) for cell in cells(args) if json.dumps(cell) in known]
     data, floating = DATASETS[args.data](), load_model(args.model)
     model = QuantizedModel(floating, calibration=list(data.train.head(512).batches(64)))
     settings = QATConfig(
@@ -73,8 +78,6 @@ def measured(args: argparse.Namespace) -> list[tuple[Cell, Cell]]:
             found = one(policy_of(model, cell["precision"], all_layers=args.all_layers))
         return {"score": found.score if found.ok else None, "seconds": found.seconds, "error": found.error}
 
-    lines = args.file.read_text(encoding="utf-8").splitlines() if args.file.exists() else []
-    known = {json.dumps(line["cell"]): line["found"] for line in map(json.loads, lines)}
     result = []
     for cell in cells(args):
         key = json.dumps(cell)
@@ -87,12 +90,15 @@ def measured(args: argparse.Namespace) -> list[tuple[Cell, Cell]]:
 
 
 def text_of(found: list[Cell]) -> str:
-    """Mean and spread of a table's cell, and the mean seconds."""
+    """Mean and spread of a table's cell, over how many seeds, and the median seconds."""
+    if not found:
+        return "–"
     if failed := [one["error"] for one in found if one["score"] is None]:
         return str(failed[0])
     scores = [one["score"] for one in found]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.2f}{spread} ({statistics.mean(one['seconds'] for one in found):.0f} s)"
+    seeds = f"{len(scores)} seeds, " if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.2f}{spread} ({seeds}{statistics.median(one['seconds'] for one in found):.0f} s)"
 
 
 def main() -> None:
@@ -106,6 +112,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
     parser.add_argument("--all-layers", action="store_true", help="the first and the last layer like all others")
     parser.add_argument("--file", type=Path, default=Path("qat_table.jsonl"), help="where measurements are kept")
+    parser.add_argument("--show", action="store_true", help="print what is measured by now")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
