@@ -177,7 +177,7 @@ def photographs(folder: Path) -> Path:
 
 def front(folder: Path, images: Path, *, points: int, crops: int) -> dict[str, Any]:
     overrides = [text.format(folder / f"{LITE0}.toml") for text in TIMED]
-    data = f"data.options={{folder='{images}', crops={crops}, train=8, search=8, test=64, classes=1000}}"
+    data = f"data.options={{folder='{images}', crops={crops}, train=24, search=8, test=48, classes=1000}}"
     sizes = "sensitivity.samples=64", "quantization.calibration_samples=64"
     experiment = Experiment.load(ROOT / "experiments" / f"{LITE0}.toml", overrides=[*overrides, data, *sizes, *FREE])
     runtime = open_runtime(experiment, RUNTIME)
@@ -309,7 +309,7 @@ def main() -> None:
         run("searches", partial(searches, folder, draws=2 if quick else 20))
     if "front" in only:
         images = (arguments.images or photographs(folder)).resolve()
-        run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 4))
+        run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 6))
         draw(results["front"], folder / "front.png")
     (folder / "summary.md").write_text(summarise(results))
     print((folder / "summary.md").read_text())

@@ -22,7 +22,7 @@ from haq.problem import Problem
 from haq.profiling.base import Runtime
 from haq.profiling.command import open_runtime
 from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
-from haq.profiling.timing import Rounds, measure_rounds, minima
+from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
 from haq.search.solve import solve
 from haq.types import Policy, Trial
 
@@ -83,6 +83,8 @@ class Stopwatch:
             prepared = {policy.key: self._runtime.prepare(policy) for policy in new}
             rounds: Rounds = []
             measure_rounds(prepared, _ROUNDS, threads=self._threads, done=rounds.append)
+            if noise_warning(noise_floor(rounds)) is not None:  # a slow spell: once more
+                measure_rounds(prepared, _ROUNDS, threads=self._threads, done=rounds.append)
             self.times |= minima(rounds)
             write_json(self._path, self.times)
         return [self.times[policy.key] for policy in policies]
@@ -119,11 +121,13 @@ def remeasure(
     """
     bound = problem.budgets[LATENCY]
     state = Remeasured(bound, guard_percent, bound / (1 + guard_percent / 100))
+    known: dict[str, float] = {}
     for _ in range(_MOST_TURNS):
         current = problem.with_budgets({**problem.budgets, LATENCY: state.corrected})
         solution = solve(current, top=count)
         policies = [current.policy(assignment) for assignment in solution.assignments]
         if not policies:
+            state.corrected = max(_within(known, state), default=state.corrected)
             break
         state.turns += 1
         new = [policy for policy in policies if policy.key not in state.measured]
@@ -133,6 +137,7 @@ def remeasure(
         times = stopwatch.measure(policies)
         state.measured |= {policy.key: ms for policy, ms in zip(policies, times, strict=True)}
         predicted = [problem.costs(policy)[LATENCY] for policy in policies]
+        known |= {policy.key: ms for policy, ms in zip(policies, predicted, strict=True)}
         ratio = float(np.max(np.asarray(times) / np.asarray(predicted)))
         state.corrected = bound / ratio
         show.note(
@@ -140,6 +145,11 @@ def remeasure(
             f"predicted; with a budget of {bound:.4g} ms, predictions may reach {state.corrected:.4g}"
         )
     return problem.with_budgets({**problem.budgets, LATENCY: state.corrected}), state
+
+
+def _within(predicted: dict[str, float], state: Remeasured) -> list[float]:
+    """What was predicted for the policies that keep to the budget: what is left where nothing new can be proposed."""
+    return [ms for key, ms in predicted.items() if state.measured[key] <= state.budget]
 
 
 @dataclass

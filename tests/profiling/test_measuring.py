@@ -30,7 +30,7 @@ def test_rounds_are_interleaved_and_hold_the_least_of_each(monkeypatch):
     assert [set(entry) for entry in taken] == [{"a", "b"}] * 3
     assert minima(taken) == taken[-1]  # times only fall here
     changes = sum(one != other for one, other in itertools.pairwise(order))
-    assert changes >= 6  # a, b in the warm-up and in each of three rounds
+    assert changes >= 5  # a, b in the warm-up, then a, b and b, a by turns
 
 
 def test_the_noise_floor_compares_two_halves():

@@ -12,6 +12,7 @@ from haq.profiling import command, remeasure
 from haq.profiling.base import Prepared
 from haq.profiling.command import Settings, profile_machine
 from haq.progress import Silent
+from haq.search.solve import solve
 
 pytest.importorskip("onnxruntime")
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
@@ -88,12 +89,28 @@ def test_what_is_flattered_is_not_chosen():
     problem = toy()
     clock = Stopwatch(problem, 0.5)
     found, state = remeasure.remeasure(problem, clock, count=3, guard_percent=1.0, show=Silent())
-    from haq.search.solve import solve
-
     answer = found.policy(solve(found).assignments[0])
     assert clock.ms(answer) <= BUDGET
     assert state.measured[answer.key] == pytest.approx(clock.ms(answer))
     assert best(problem, clock.ms, BUDGET) <= problem.costs(answer)["sensitivity"]
+
+
+def test_where_nothing_more_can_be_proposed_what_was_confirmed_stays():
+    """All but the first proposal take ten times as long as predicted: the corrected budget is infeasible."""
+    problem = toy()
+
+    class Moody(Stopwatch):
+        def ms(self, policy) -> float:
+            predicted = self.problem.costs(policy)["latency_ms"]
+            return predicted if policy.key in self.asked[:1] else 10 * predicted
+
+    clock = Moody(problem, 0.0)
+    found, state = remeasure.remeasure(problem, clock, count=1, guard_percent=20.0, show=Silent())
+    within = [key for key, ms in state.measured.items() if ms <= BUDGET]
+    answers = {found.policy(assignment).key for assignment in solve(found).assignments}
+    assert within
+    assert answers
+    assert answers <= set(within)
 
 
 class Slower(KnownDevice):
