@@ -50,6 +50,10 @@ def _torchao_layer(model: nn.Module, name: str, layer: LayerState, state: ModelS
     weight, activation = layer.precision.weight, layer.precision.activation
     if weight.name == "fp32" and activation.name == "fp32":
         return None
+    if weight.name == "fp32":
+        raise InputError(
+            f"--format torchao: {name} has float weights and reads {activation}; torchao quantizes weights, or both"
+        )
     _integers("torchao", name, weight, most=8)
     linear = isinstance(model.get_submodule(name), nn.Linear)
     if activation.name != "fp32" and not (linear and activation.name == "int8"):

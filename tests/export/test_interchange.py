@@ -104,6 +104,7 @@ def test_what_cannot_be_read_is_one_line(written, document, message):
         ("modelopt", "wternarya8", "layer stem has ternary, which it cannot say"),
         ("torchao", "w9a8", "layer stem has int9, .* int1 to int8"),
         ("torchao", "w4a8", "stem reads int8; torchao quantizes activations to int8 in linear layers only"),
+        ("torchao", "wfp32a8", "stem has float weights and reads int8"),
         ("aimet", "w4abinary", "layer stem has binary"),
         ("ort-overrides", "w4a6", "stem reads int6; .* activations of 4, 8 and 16 bits"),
         ("ort-overrides", "wfp32a8", "quantizes both or none"),
