@@ -66,10 +66,11 @@ class Stopwatch:
         runtime: executes them.
         path: of the file.
         threads: of one operator.
+        rounds: interleaved repeats.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime], path: Path, *, threads: int) -> None:
-        self._make, self._path, self._threads = runtime, path, threads
+    def __init__(self, runtime: Callable[[], Runtime], path: Path, *, threads: int, rounds: int = _ROUNDS) -> None:
+        self._make, self._path, self._threads, self._rounds = runtime, path, threads, rounds
         self._runtime: Runtime | None = None
         self.times: dict[str, float] = dict(read_json(path)) if path.exists() else {}
         self.policies: list[Policy] = []
@@ -82,9 +83,9 @@ class Stopwatch:
             self._runtime = self._runtime or self._make()
             prepared = {policy.key: self._runtime.prepare(policy) for policy in new}
             rounds: Rounds = []
-            measure_rounds(prepared, _ROUNDS, threads=self._threads, done=rounds.append)
+            measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
             if noise_warning(noise_floor(rounds)) is not None:  # a slow spell: once more
-                measure_rounds(prepared, _ROUNDS, threads=self._threads, done=rounds.append)
+                measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
             self.times |= minima(rounds)
             write_json(self._path, self.times)
         return [self.times[policy.key] for policy in policies]
