@@ -90,6 +90,7 @@ class Comparison:
         self.model = load_model(options.model).to(memory_format=torch.channels_last)
         self.data = DATASETS[options.data]()
         model = self._quantized("keep")
+        self.layers = tuple(model.layers)
         self._evaluators = [PTQEvaluator(model, self.data.test, kind=kind) for kind in ("ptq", "bn")]
         self.float_score = self._evaluators[0].float_score()
         self._scores: dict[Policy, list[float]] = {}
@@ -139,11 +140,15 @@ class Comparison:
         start = time.process_time()
         (policy,) = strategy.suggest(1)
         seconds += time.process_time() - start
+        return self.row(budget, name, policy, priced.costs(policy)[BITS], seconds)
+
+    def row(self, budget: float, name: str, policy: Policy, average_bits: float, seconds: float) -> Row:
+        """What a policy is worth on the test split; each is measured once."""
         if policy not in self._scores:
             self._scores[policy] = [evaluator(policy).score for evaluator in self._evaluators]
         plain, batch_norm = self._scores[policy]
         bits = " ".join(precision.weight.short for precision in policy.values())
-        return Row(budget, name, priced.costs(policy)[BITS], seconds, plain, batch_norm, bits)
+        return Row(budget, name, average_bits, seconds, plain, batch_norm, bits)
 
 
 def shown(rows: Sequence[Row], float_score: float, peers: Mapping[str, Any] | None) -> list[Table]:
