@@ -3,9 +3,10 @@
     pip install nvidia-modelopt        # into an environment of its own: it brings many packages
     python benchmarks/peers.py [--budgets 3.0 2.5 2.25] [--weight-calibration mse]
 
-ResNet-20 with weights of 2, 4 or 8 bit at a given average and float activations. Both searches get the same 512 training
-images to calibrate and score on; both policies are then quantized by `haq` and scored on the test split, without and with
-batch norm re-estimated. Processor seconds are those of each search once model and images are in memory, imports left out.
+ResNet-20 with weights of 2, 4 or 8 bit at a given average and float activations. Both searches get the same 512
+training images to calibrate and score on; both policies are then quantized by `haq` and scored on the test split,
+without and with batch norm re-estimated. Processor seconds are those of each search once model and images are in
+memory, imports left out; our one table of sensitivities serves all budgets.
 Without Model Optimizer only our rows are printed, and a line that says so.
 """
 

@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ CONTENDERS = (
     Contender("bayesian, gp", "bayesian", {"sampler": "gp"}),
     Contender("actor_critic, published", "actor_critic"),
     Contender("actor_critic, modern", "actor_critic", {"variant": "modern"}),
+    Contender("differentiable", "differentiable"),
 )
 
 
@@ -155,7 +156,7 @@ class Case:
             return
         problem = self.problem(contender)
         (folder / JOURNAL).unlink(missing_ok=True)
-        strategy = Timed(lambda: make_strategy(contender.strategy, problem, seed=seed, options=contender.options))
+        strategy = Timed(lambda: self._strategy(contender, problem, seed))
         began = time.perf_counter()
         with Journal.create(folder / JOURNAL, {"contender": contender.label, "seed": seed}) as journal:
             trials = run_search(
@@ -187,6 +188,10 @@ class Case:
         write_json(folder / RESULT, result)
         print(f"{self.name:28} {contender.label:26} seed {seed}  score {best.measurement.score:8.4f}", end="  ")
         print(f"test {result['test_accuracy']:.2f} %  strategy {strategy.seconds:.1f} s  wall {wall:.0f} s", flush=True)
+
+    def _strategy(self, contender: Contender, problem: Problem, seed: int) -> SearchStrategy:
+        options, model = contender.options, partial(self.experiment.mixed_model, problem)
+        return make_strategy(contender.strategy, problem, seed=seed, options=options, model=model)
 
     def test(self, policy: Policy) -> tuple[np.ndarray, float]:
         """Which images of the test split are classified correctly, and the mean loss; measured once per policy."""

@@ -116,7 +116,11 @@ def bench_regret(
     write_json(out / "curves.json", [_curves(curve) for curve in curves])
     for truth in truths:
         own = [curve for curve in curves if curve.case.truth is truth]
-        figure = plot_regret(_panels(own), unit=units[truth.name], title=f"{truth.name}: {seeds} seeds")
+        figure = plot_regret(
+            _panels(own),
+            unit=units[truth.name],
+            title=f"{truth.name}: {seeds} seeds; budgets that so many of the policies keep",
+        )
         write_bytes(out / f"{truth.name}.png", png(figure))
     return document
 
@@ -163,13 +167,13 @@ def _curves(curve: Curves) -> dict[str, Any]:
 
 
 def _panels(curves: Sequence[Curves]) -> list[RegretPanel]:
-    keys = list(dict.fromkeys((curve.case.metric, curve.case.bound) for curve in curves))
+    keys = list(dict.fromkeys((curve.case.metric, curve.case.share) for curve in curves))
     return [
         RegretPanel(
-            f"{metric} ≤ {bound:.4g}",
+            f"{metric}: {100 * share:g} %",
             f"{split} split",
-            {c.contender.label: c.regret[split] for c in curves if (c.case.metric, c.case.bound) == (metric, bound)},
+            {c.contender.label: c.regret[split] for c in curves if (c.case.metric, c.case.share) == (metric, share)},
         )
         for split in SPLITS
-        for metric, bound in keys
+        for metric, share in keys
     ]
