@@ -296,6 +296,7 @@ def main() -> None:
 
     def run(name: str, make: Callable[[], dict[str, Any]]) -> None:
         results[name] = step(folder / f"{name}.json", make)
+        (folder / "summary.md").write_text(summarise(results))
 
     for name, (_, rounds) in EXPERIMENTS.items():
         if name not in only and not (name == LITE0 and {"searches", "front"} & set(only)):
@@ -311,7 +312,6 @@ def main() -> None:
         images = (arguments.images or photographs(folder)).resolve()
         run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 6))
         draw(results["front"], folder / "front.png")
-    (folder / "summary.md").write_text(summarise(results))
     print((folder / "summary.md").read_text())
 
 
