@@ -1,4 +1,4 @@
-"""The `haq` command: reads arguments, shows progress, prints results. No logic of its own.
+"""The `haq` command: reads arguments, maps errors to exit codes. No logic of its own.
 
 Results go to standard output, everything else to standard error; whatever the user's own code prints, too.
 """
@@ -9,21 +9,28 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.columns import Columns
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
-from rich.text import Text
 
 from haq import __version__
 from haq.errors import InfeasibleError, InputError
-from haq.files import to_json
+from haq.terminal import (
+    new_table,
+    number_text,
+    print_json,
+    print_out,
+    regret_table,
+    running,
+    sensitivity_table,
+    show_cost,
+    show_export,
+    show_front,
+    show_profile,
+    show_result,
+    stderr,
+)
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
@@ -43,8 +50,6 @@ app.add_typer(cache_app, name="cache")
 bench_app = typer.Typer(help="Benchmarks whose answer is known.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 _MOST_PRECISIONS = 9
-_PIPE_WIDTH = 160
-_err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).")]
 PolicyFile = Annotated[
@@ -68,41 +73,6 @@ RayAddress = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
-class _Bars:
-    """Progress on standard error: a bar for each stage on a terminal, single lines elsewhere."""
-
-    def __init__(self) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal)
-        self._task = None if self._progress.disable else self._progress.add_task("starting", total=None)
-
-    def __enter__(self) -> _Bars:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._progress.__exit__(*exception)
-
-    def stage(self, name: str) -> None:
-        if self._task is None:
-            _err.print(name)
-        else:
-            self._progress.reset(self._task, total=None, description=name)
-
-    def step(self, done: int, total: int) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(text)
-
-
 def _experiment(path: Path, overrides: list[str] | None) -> Experiment:
     from haq.experiment import Experiment
 
@@ -116,33 +86,6 @@ def _evaluating(no_cache: bool, workers: int | None, ray_address: str | None) ->
         if value is not None:
             options += ["executor.kind=ray", f"executor.{key}={value}"]
     return options
-
-
-@contextmanager
-def _running() -> Iterator[_Bars]:
-    """Progress for the length of the block, and standard output kept for the result."""
-    with redirect_stdout(sys.stderr), _Bars() as bars:
-        yield bars
-
-
-def _print(*results: Table | Columns | str) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
-    for result in results:
-        console.print(result, soft_wrap=isinstance(result, str))
-
-
-def _print_json(document: Any) -> None:
-    sys.stdout.write(to_json(document, ascii_only="utf" not in (sys.stdout.encoding or "").lower()))
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    return Table(*(Column(name, overflow="fold") for name in columns), title=title)
-
-
-def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 @app.command()
@@ -159,7 +102,7 @@ def search(
     """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
     options = _evaluating(no_cache, workers, ray_address)
-    with _running() as bars:
+    with running() as bars:
         from haq.front import points, run_front
         from haq.run import run_experiment
 
@@ -168,50 +111,9 @@ def search(
         run = run_front if several else run_experiment
         folder, result = run(pieces, out=out, resume=resume, command=command, reporter=bars)
     if as_json:
-        _print_json({"folder": str(folder), **result})
+        print_json({"folder": str(folder), **result})
         return
-    (_show_front if several else _show_result)(folder, result)
-
-
-def _show_result(folder: Path, result: dict[str, Any]) -> None:
-    from haq.types import Policy
-
-    columns = {name: entry for name, entry in (*result["baselines"].items(), ("answer", result["answer"])) if entry}
-    floating, unit = result["float"], result["score_unit"] and f" {result['score_unit']}"
-    table = _table("", "budget", "float", *columns, title=result["device"]["title"])
-    for key, label in (("test_score", f"test score{unit}"), ("score", f"search score{unit}")):
-        ours = floating["search_score" if key == "score" else key]
-        table.add_row(label, "", _number(ours), *(_number(entry[key]) for entry in columns.values()))
-    for metric in result["answer"]["costs"]:
-        bound = result["budgets"].get(metric)
-        costs = (_number(entry["costs"][metric]) for entry in columns.values())
-        table.add_row(metric, "" if bound is None else _number(bound), "", *costs)
-    policy = Policy.from_doc(result["answer"]["policy"])
-    bits = Columns([Text.assemble(f"{layer} ", (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3))
-    warnings = (f"warning: {warning}" for warning in result["warnings"])
-    files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
-    _print(table, bits, result["verdict"], *warnings, files)
-
-
-def _show_front(folder: Path, document: dict[str, Any]) -> None:
-    found = [entry for entry in document["points"] if entry["costs"]]
-    metrics = list(dict.fromkeys(metric for entry in found for metric in entry["costs"]))
-    table = _table("", "test score", "search score", *metrics, title=document["name"])
-    for entry in document["points"]:
-        if not entry["costs"]:
-            table.add_row(entry["point"], "infeasible")
-            continue
-        same = f" = {entry['same_policy_as']}" if entry["same_policy_as"] else ""
-        costs = (_number(entry["costs"].get(metric)) for metric in metrics)
-        table.add_row(entry["point"] + same, _number(entry["test_score"]), _number(entry["search_score"]), *costs)
-    metrics = [metric for metric in metrics if metric != "sensitivity"]
-    transfer = _table("policy of", "on", *metrics, title="what it costs on the other devices")
-    for row in document["transfer"]:
-        costs = (_number((row["costs"] or {}).get(metric)) for metric in metrics)
-        transfer.add_row(row["policy_of"], row["device"], *costs)
-    table.columns[0].no_wrap = transfer.columns[0].no_wrap = True
-    _print(table, *([transfer] if document["transfer"] else []))
-    _print(f"float test score {_number(document['float_test_score'])}; policies: {folder / 'policies'}")
+    (show_front if several else show_result)(folder, result)
 
 
 @app.command()
@@ -223,16 +125,16 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of searches (strategies, devices, budgets, seeds) through Ray Tune and compare them."""
-    with _running() as bars:
+    with running() as bars:
         from haq.sweep import run_sweep
 
         bars.stage("sweeping")
         rows = run_sweep(file, out=out, resume=resume, workers=workers, note=bars.note)
     if as_json:
-        _print_json({"folder": str(out), "runs": rows})
+        print_json({"folder": str(out), "runs": rows})
         return
     failed = sum(bool(row["error"]) for row in rows)
-    _print(f"{len(rows) - failed} runs done, {failed} failed\ncomparison: {out / 'compare' / 'compare.html'}")
+    print_out(f"{len(rows) - failed} runs done, {failed} failed\ncomparison: {out / 'compare' / 'compare.html'}")
 
 
 @app.command()
@@ -248,7 +150,7 @@ def solve(
     from haq.search.solve import solve_document
 
     solution = solve_document(load_problem(problem), top=top, gap=gap, time_limit=time_limit, solver=solver)
-    _print_json(solution)
+    print_json(solution)
     if solution["status"] == "infeasible":
         raise typer.Exit(EXIT_INFEASIBLE)
 
@@ -258,32 +160,13 @@ def cost(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = 
     """Print what a policy costs: per layer, per switch, and in all."""
     from haq.costs import cost_report
 
-    with _running():
+    with running():
         pieces = _experiment(experiment, overrides)
         report = cost_report(pieces.network, pieces.cost_model, pieces.load_policy(policy)).to_doc()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
-    _show_cost(report, title=pieces.profile.title)
-
-
-def _show_cost(report: dict[str, Any], *, title: str) -> None:
-    metrics = [metric for metric in report["totals"] if metric != "peak_activation_bytes"]
-    layers = _table("layer", "precision", *metrics, title=title)
-    for row in report["layers"]:
-        layers.add_row(row["name"], row["precision"], *(_number(row["costs"].get(metric)) for metric in metrics))
-    switches = _table("switch", "written", "wanted", "read by", *metrics)
-    for row in report["switches"]:
-        costs = (_number(row["costs"].get(metric)) for metric in metrics)
-        switches.add_row(row["tensor"], row["written"], row["wanted"], ", ".join(row["to"]), *costs)
-    for row in report["joins"]:
-        costs = (_number(row["costs"].get(metric)) for metric in metrics)
-        switches.add_row(row["name"], row["wanted"], row["written"], f"with {row['other'] or 'the input'}", *costs)
-    none = "No switches: every layer reads the format that was written."
-    _print(layers, switches if switches.row_count else none)
-    for metric, value in report["totals"].items():
-        note = f"  (at {report['peak']['step']})" if metric == "peak_activation_bytes" and report["peak"] else ""
-        _print(f"{metric:24s} {value:,.6g}{note}")
+    show_cost(report, title=pieces.profile.title)
 
 
 @app.command()
@@ -291,7 +174,7 @@ def evaluate(
     experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = None, no_cache: NoCache = False
 ) -> None:
     """Measure a policy on the search split and print its score and costs as JSON."""
-    with _running() as bars:
+    with running() as bars:
         from haq.costs import cost_report
         from haq.workers import open_executor
 
@@ -312,7 +195,7 @@ def evaluate(
         "float_score": floating.score,
         "costs": costs,
     }
-    _print_json(document)
+    print_json(document)
     if not measurement.ok:
         raise InputError(f"{policy}: the policy could not be measured: {measurement.error}")
 
@@ -325,7 +208,7 @@ def sensitivity(
     as_json: AsJson = False,
 ) -> None:
     """Score how much each layer's formats hurt; write the table and its heat map."""
-    with _running() as bars:
+    with running() as bars:
         from haq.run import write_sensitivity
 
         pieces = _experiment(experiment, overrides)
@@ -333,19 +216,10 @@ def sensitivity(
         bars.stage(f"sensitivity ({pieces.config.sensitivity.metric})")
         table = write_sensitivity(pieces, folder, progress=bars.step)
     if as_json:
-        _print_json({"folder": str(folder), "metric": table.metric, "rows": table.rows()})
+        print_json({"folder": str(folder), "metric": table.metric, "rows": table.rows()})
         return
-    shown = _sensitivities(table.rows(), title=f"predicted loss increase ({table.metric})")
-    _print(shown, f"table: {folder / 'sensitivity.csv'}\nheat map: {folder / 'sensitivity.png'}")
-
-
-def _sensitivities(rows: list[dict[str, Any]], *, title: str) -> Table:
-    columns = list(dict.fromkeys((row["kind"], row["format"]) for row in rows))
-    cells = {(row["layer"], row["kind"], row["format"]): row["sensitivity"] for row in rows}
-    table = _table("layer", *(f"{kind} {name}" for kind, name in columns), title=title)
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        table.add_row(layer, *(_number(cells.get((layer, *column))) for column in columns))
-    return table
+    shown = sensitivity_table(table.rows(), title=f"predicted loss increase ({table.metric})")
+    print_out(shown, f"table: {folder / 'sensitivity.csv'}\nheat map: {folder / 'sensitivity.png'}")
 
 
 @app.command()
@@ -368,7 +242,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a policy's quantized model as a file that runs without haq."""
-    with _running() as bars:
+    with running() as bars:
         from haq.export import ExportOptions
         from haq.export.command import export_policy, policy_file
 
@@ -379,32 +253,15 @@ def export(
         options = ExportOptions(pack, integer_outputs)
         document = export_policy(pieces, source, out, format=format, options=options, check=check, samples=samples)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    _show_export(document)
+    show_export(document)
 
 
 def _stored(path: Path) -> Experiment:
     from haq.experiment import Experiment
 
     return Experiment.stored(path)
-
-
-def _show_export(document: dict[str, Any]) -> None:
-    if "kernels" in document:
-        table = _table("layer", "precision", "onnxruntime runs", title="what executes each layer")
-        for layer, row in document["kernels"].items():
-            table.add_row(layer, row["precision"], row["operator"])
-        _print(table)
-    if "check" in document:
-        found = document["check"]
-        agreement = "" if found["agreement"] is None else f"same class for {found['agreement']:.2f} %, "
-        _print(
-            f"check over {found['samples']} samples: {agreement}score {found['exported_score']:.4g} against "
-            f"{found['score']:.4g} in torch, largest difference {found['largest_difference']:.2g} of "
-            f"{found['largest_output']:.3g}"
-        )
-    _print(f"{document['format']} file: {document['file']} ({document['bytes']:,} bytes)")
 
 
 @app.command()
@@ -418,7 +275,7 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Measure random policies on each rung of the evaluator's ladder: do the cheap ones rank as the dear ones do?"""
-    with _running() as bars:
+    with running() as bars:
         from haq.ladder import compare_rungs
 
         pieces = _experiment(experiment, [*(overrides or []), *_evaluating(no_cache, workers, ray_address)])
@@ -426,20 +283,20 @@ def ladder(
         bars.stage("measuring policies on each rung")
         document = compare_rungs(pieces, policies=policies, progress=bars.step, note=bars.note)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    rungs = _table("rung", "seconds a policy", "seconds once", "mean score", "failed")
+    rungs = new_table("rung", "seconds a policy", "seconds once", "mean score", "failed")
     for rung in document["rungs"]:
         scores = [score for score in rung["scores"] if score is not None]
         mean = sum(scores) / len(scores) if scores else None
-        rungs.add_row(rung["name"], *map(_number, (rung["seconds"], rung["once"], mean, rung["failed"])))
-    pairs = _table("rungs", "policies", "Spearman", "95 %", "Kendall", "95 %")
+        rungs.add_row(rung["name"], *map(number_text, (rung["seconds"], rung["once"], mean, rung["failed"])))
+    pairs = new_table("rungs", "policies", "Spearman", "95 %", "Kendall", "95 %")
     for pair in document["pairs"]:
         columns = []
         for found in (pair["spearman"], pair["kendall"]):
-            columns += [_number(found["value"]), f"{_number(found['low'])} to {_number(found['high'])}"]
+            columns += [number_text(found["value"]), f"{number_text(found['low'])} to {number_text(found['high'])}"]
         pairs.add_row(" / ".join(pair["rungs"]), str(pair["policies"]), *columns)
-    _print(rungs, pairs)
+    print_out(rungs, pairs)
 
 
 @app.command()
@@ -462,7 +319,7 @@ def profile(
 ) -> None:
     """Measure a machine for a model: layers in two precisions, switches between them, as a hardware profile."""
     command = shlex.join(["haq", *sys.argv[1:]])
-    with _running() as bars:
+    with running() as bars:
         from haq.profiling.command import Settings, profile_machine
         from haq.profiling.runtimes import RuntimeChoice
 
@@ -471,34 +328,9 @@ def profile(
         pieces = _experiment(experiment, overrides)
         document = profile_machine(pieces, out, settings=settings, resume=resume, command=command, show=bars)
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
-    _show_profile(document)
-
-
-def _show_profile(document: dict[str, Any]) -> None:
-    low = document["low"]
-    table = _table("layer", "float us", f"{low} us", "faster", title=document["accelerator"] or document["cpu"])
-    for layer, row in document["layers"].items():
-        speed_up = f"{row['float_ms'] / row['low_ms']:.2f}x" if row["low_ms"] else "–"
-        table.add_row(layer, _number(1e3 * row["float_ms"]), _number(1e3 * row["low_ms"]), speed_up)
-    switches = (
-        f"{kind.replace('_', ' ')} {document['fixed_us'][kind]:.3g} us + {value:.3g} ns per element"
-        for kind, value in document["per_element_ns"].items()
-        if value or document["fixed_us"][kind]
-    )
-    otherwise = {name for names in document["executed_otherwise"].values() for name in names}
-    _print(
-        table,
-        f"end to end: float {document['float_ms']:.4g} ms, {low} {document['low_ms']:.4g} ms "
-        f"({document['float_ms'] / document['low_ms']:.2f}x)",
-        f"conversions (down: to {low}): {', '.join(switches) or 'none'}",
-        f"fit over {document['policies']} mixed policies, each left out in turn: mean error "
-        f"{document['error_percent']:.2f} %, ninetieth percentile {document['guard_percent']:.2f} %; noise floor "
-        f"{document['noise_floor_percent']:.2f} % over {document['rounds']} rounds",
-        *([f"executed otherwise than asked: {', '.join(sorted(otherwise))}"] if otherwise else []),
-        f"profile: {document['profile']}",
-    )
+    show_profile(document)
 
 
 @app.command()
@@ -516,7 +348,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Measure random mixed policies end to end and compare with what a measured profile predicts."""
-    with _running() as bars:
+    with running() as bars:
         from haq.profiling.validate import validate_profile
 
         pieces = _experiment(experiment, overrides)
@@ -525,14 +357,14 @@ def validate(
             pieces, profile, policies=policies, rounds=rounds, seed=seed, out=folder, show=bars, baselines=baselines
         )
     if as_json:
-        _print_json({"folder": str(folder), **document})
+        print_json({"folder": str(folder), **document})
         return
-    table = _table(
+    table = new_table(
         "model", "mean error %", "90th percentile %", "worst %", "bias %", "Spearman", title=document["device"]
     )
     for name, row in document["models"].items():
         table.add_row(name, *(f"{row[key]:.2f}" for key in ("mean", "p90", "worst", "bias")), f"{row['spearman']:.3f}")
-    _print(
+    print_out(
         table,
         f"{document['policies']} held-out policies, half of them in runs of layers; noise floor "
         f"{document['noise_floor_percent']:.2f} %",
@@ -551,13 +383,13 @@ def compare(
 
     rows = compare_runs(runs, out)
     if as_json:
-        _print_json({"folder": str(out), "runs": rows})
+        print_json({"folder": str(out), "runs": rows})
         return
-    table = _table("", *(str(row["run"]) for row in rows))
+    table = new_table("", *(str(row["run"]) for row in rows))
     for key in list(rows[0])[1:]:
         values = (row[key] for row in rows)
-        table.add_row(key, *(_number(v) if isinstance(v, float | int) else str(v or "–") for v in values))
-    _print(table, f"page: {out / 'compare.html'}")
+        table.add_row(key, *(number_text(v) if isinstance(v, float | int) else str(v or "–") for v in values))
+    print_out(table, f"page: {out / 'compare.html'}")
 
 
 @hardware_app.command("list")
@@ -567,15 +399,15 @@ def hardware_list(as_json: AsJson = False) -> None:
 
     profiles = list_profiles()
     if as_json:
-        _print_json([profile.summary() for profile in profiles])
+        print_json([profile.summary() for profile in profiles])
         return
-    table = _table("name", "device", "cost model", "precisions", "metrics")
+    table = new_table("name", "device", "cost model", "precisions", "metrics")
     for profile in profiles:
         row = profile.summary()
         shown, more = row["precisions"][:_MOST_PRECISIONS], row["precisions"][_MOST_PRECISIONS:]
         precisions = ", ".join(shown) + (f", ... ({len(more)} more)" if more else "")
         table.add_row(row["name"], row["title"], row["kind"], precisions, ", ".join(row["metrics"]))
-    _print(table)
+    print_out(table)
 
 
 @hardware_app.command("show")
@@ -585,7 +417,7 @@ def hardware_show(
     """Print one device profile, with its provenance, as JSON."""
     from haq.hardware import load_profile
 
-    _print_json(load_profile(name).to_doc())
+    print_json(load_profile(name).to_doc())
 
 
 CacheFolder = Annotated[Path | None, typer.Option(help="Cache folder; default: $HAQ_CACHE_DIR, else the user's.")]
@@ -598,9 +430,9 @@ def cache_show(folder: CacheFolder = None, as_json: AsJson = False) -> None:
 
     info = cache_info(folder or cache_folder())
     if as_json:
-        _print_json({**vars(info), "folder": str(info.folder)})
+        print_json({**vars(info), "folder": str(info.folder)})
         return
-    _print(f"{info.folder}: {info.entries} measurements of {info.contexts} setups, {info.bytes:,} bytes")
+    print_out(f"{info.folder}: {info.entries} measurements of {info.contexts} setups, {info.bytes:,} bytes")
 
 
 @cache_app.command("clear")
@@ -609,7 +441,7 @@ def cache_clear(folder: CacheFolder = None) -> None:
     from haq.execute import cache_folder, clear_cache
 
     info = clear_cache(folder or cache_folder())
-    _print(f"{info.folder}: removed {info.entries} measurements")
+    print_out(f"{info.folder}: removed {info.entries} measurements")
 
 
 @bench_app.command("regret")
@@ -638,7 +470,7 @@ def bench_regret(
     as_json: AsJson = False,
 ) -> None:
     """Regret of strategies against the number of evaluations, on tables that hold every policy of a network."""
-    with _running() as bars:
+    with running() as bars:
         from haq.bench.command import bench_regret as run_bench
 
         bars.stage("running strategies")
@@ -654,29 +486,18 @@ def bench_regret(
             progress=bars.step,
         )
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
     for about in dict.fromkeys(document["about"].values()):
-        _print(about)
+        print_out(about)
     for table in document["about"]:
-        _print(_regrets([row for row in document["overall"] if row["table"] == table], title=table))
-    _print(f"table: {out / 'regret.csv'}")
-
-
-def _regrets(rows: list[dict[str, Any]], *, title: str) -> Table:
-    keys = list(dict.fromkeys((row["split"], row["evaluations"]) for row in rows))
-    table = _table("regret at", *(f"{split} {count}" for split, count in keys), "p", title=title)
-    for name in dict.fromkeys(row["strategy"] for row in rows):
-        own = {(row["split"], row["evaluations"]): row for row in rows if row["strategy"] == name}
-        cells = ["{median:.2g} [{quartile_1:.2g}, {quartile_3:.2g}]".format(**own[k]) for k in keys]
-        p = own[("search", keys[-1][1])].get("p_against_random")
-        table.add_row(name, *cells, "" if p is None else f"{p:.1g}")
-    return table
+        print_out(regret_table([row for row in document["overall"] if row["table"] == table], title=table))
+    print_out(f"table: {out / 'regret.csv'}")
 
 
 def _version(show: bool) -> None:
     if show:
-        _print(f"haq {__version__}")
+        print_out(f"haq {__version__}")
         raise typer.Exit
 
 
@@ -690,14 +511,14 @@ def _root(
 
 
 def _fail(message: str, code: int) -> int:
-    _err.print(f"haq: {' '.join(message.split())}")
+    stderr.print(f"haq: {' '.join(message.split())}")
     return code
 
 
 def _other(error: Exception) -> int:
     usage = getattr(error, "format_message", None)  # typer's own errors, whichever click it brings
     if type(error).__name__ == "NoArgsIsHelpError":
-        _err.print(str(error))
+        stderr.print(str(error))
         return EXIT_INPUT
     if usage is not None:
         context = getattr(error, "ctx", None)

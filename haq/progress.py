@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Shows the progress of a run; `haq.cli` draws it, tests leave it out."""
+    """Shows the progress of a run; `haq.terminal` draws it, tests leave it out."""
 
     def stage(self, name: str) -> None:
         """A new stage begins."""
