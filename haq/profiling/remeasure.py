@@ -22,7 +22,7 @@ from haq.problem import Problem
 from haq.profiling.base import Runtime
 from haq.profiling.command import open_runtime
 from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
-from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
+from haq.profiling.timing import Rounds, low_quartiles, measure_rounds, noise_floor, noise_warning
 from haq.search.solve import solve
 from haq.types import Policy, Trial
 
@@ -78,7 +78,7 @@ class Stopwatch:
         self.policies: list[Policy] = []
 
     def measure(self, policies: Sequence[Policy]) -> list[float]:
-        """Milliseconds of each: the minimum over interleaved repeats. `policies` has all that were asked for."""
+        """Milliseconds of each, the lower quartile over interleaved rounds. `policies` has all that were asked for."""
         self.policies += policies
         new = [policy for policy in policies if policy.key not in self.times]
         if new:
@@ -88,7 +88,7 @@ class Stopwatch:
             measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
             while noise_warning(noise_floor(rounds)) is not None and len(rounds) < _MOST_SPELLS * self._rounds:
                 measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
-            self.times |= minima(rounds)
+            self.times |= low_quartiles(rounds)
             write_json(self._path, self.times)
         return [self.times[policy.key] for policy in policies]
 

@@ -20,7 +20,7 @@ from haq.profiling.command import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
 from haq.profiling.standalone import standalone_times, summed
-from haq.profiling.timing import Rounds, measure_rounds, minima, noise_floor, noise_warning
+from haq.profiling.timing import Rounds, low_quartiles, measure_rounds, noise_floor, noise_warning
 from haq.progress import Reporter
 from haq.report import write_validation
 
@@ -120,7 +120,7 @@ def validate_profile(
         show.step(len(taken), rounds)
 
     measure_rounds(prepared, rounds, threads=measured.threads, done=done)
-    times = minima(taken)
+    times = low_quartiles(taken)
     ms = [times[policy.key] for policy in chosen]
     models = {"this profile": [entry["latency_ms"] for entry in predicted]}
     if baselines and choice.name != "command":
