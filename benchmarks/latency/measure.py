@@ -1,6 +1,6 @@
 """How well do measured profiles predict, and what does a search on one get? All figures of docs/profiling.md.
 
-    python benchmarks/latency/measure.py --out runs/latency --images IMAGES     # about 12 minutes on an idle machine
+    python benchmarks/latency/measure.py --out runs/latency --images IMAGES     # about 15 minutes on an idle machine
     python benchmarks/latency/measure.py --out runs/latency-quick --quick       # does it run? two minutes
 
 Needs `pip install 'haq[efficientnet,onnx]'` and an idle machine: it says so where the noise is too high. Every step
