@@ -62,10 +62,8 @@ class TorchRuntime:
         try:
             self._call(module)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"--runtime torch: {type(self._model).__name__} cannot run in mixed types: {reason}"
-            ) from (error)
+            model, reason = type(self._model).__name__, " ".join(str(error).split())[:200]
+            raise InputError(f"--runtime torch: {model} cannot run in mixed types: {reason}") from error
         return Prepared(partial(self._timed, module), executed)
 
     def layer_times(self, policy: Policy, *, runs: int) -> Mapping[str, float]:
