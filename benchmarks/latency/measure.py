@@ -9,6 +9,7 @@ writes its result into the folder; started again, it goes on with what is missin
 - profile, validate: ResNet-20, ResNet-18 and EfficientNet-Lite0, policies that the profile was not fitted on.
 - searches: EfficientNet-Lite0, random sensitivities and budgets; how far is the policy that is found over its budget
   when it is measured: searched without switching costs, with them, and re-measured (`search.remeasure`)?
+- repeats: EfficientNet-Lite0, the same policies timed two at a time, again and again: in milliseconds, and at one pace.
 - front: EfficientNet-Lite0, its real sensitivities; policies found with and without switching costs, latency against
   fidelity, all measured. `front.png`.
 
@@ -34,9 +35,10 @@ import numpy as np
 from haq import Experiment, Policy
 from haq.problem import Problem
 from haq.profiling.command import Settings, open_runtime, profile_machine
-from haq.profiling.policies import anchors
-from haq.profiling.remeasure import Stopwatch, remeasure
+from haq.profiling.policies import anchors, mixed_policies
+from haq.profiling.remeasure import Stopwatch, profiled_anchors, remeasure
 from haq.profiling.runtimes import RuntimeChoice
+from haq.profiling.timing import Rounds, measure_rounds, medians, paced
 from haq.profiling.validate import validate_profile
 from haq.progress import Silent
 from haq.search.solve import solve
@@ -49,6 +51,8 @@ EXPERIMENTS = {
 }
 """Name -> file, and rounds of repeats."""
 LITE0, LATENCY, RUNTIME = "efficientnet_lite0", "latency_ms", RuntimeChoice()
+ON_LITE0 = ("searches", "repeats", "front")
+"""The steps that need its profile."""
 TIMED = "device.profile='{}'", "space.weights=['int8','fp32']", "space.activations=['int8','fp32']"
 FREE = "space.layers={}", "space.first_last=[]", "cache.enabled=false"
 
@@ -120,8 +124,9 @@ def searches(folder: Path, *, draws: int) -> dict[str, Any]:
     runtime = open_runtime(experiment, RUNTIME)
     measured = experiment.profile.measured
     assert measured is not None
-    watch = Stopwatch(lambda: runtime, folder / "searches.times.json", threads=1)
-    ends = watch.measure(anchors(experiment.network.layer_names, runtime.low))
+    both = profiled_anchors(experiment)
+    watch = Stopwatch(lambda: runtime, folder / "searches.times.json", both, threads=1)
+    ends = list(both.values())
     plain, rows, policies = experiment.problem(None), [], []
     for index in range(draws):
         problem = drawn(plain, random.Random(index))
@@ -145,7 +150,7 @@ def searches(folder: Path, *, draws: int) -> dict[str, Any]:
             }
         )
         Show().note(f"search {index + 1} of {draws}: {state.turns} turns, {len(state.measured)} policies timed")
-    again = Stopwatch(lambda: runtime, folder / "searches.verified.json", threads=1)
+    again = Stopwatch(lambda: runtime, folder / "searches.verified.json", both, threads=1)
     unique = list(dict.fromkeys(policies))
     times = {policy.key: ms for policy, ms in zip(unique, again.measure(unique), strict=True)}
     for row in rows:
@@ -160,7 +165,33 @@ def searches(folder: Path, *, draws: int) -> dict[str, Any]:
         for name, values in over.items()
         if values
     }
-    return {"float_ms": ends[0], "int8_ms": ends[1], "over_budget_percent": summary, "rows": rows}
+    return {"float_ms": ends[0], "int8_ms": ends[1], "pace": again.pace, "over_budget_percent": summary, "rows": rows}
+
+
+def repeatability(folder: Path, *, batches: int, rounds: int = 20) -> dict[str, Any]:
+    """How well do times of small batches repeat? Standard deviation and worst, in per cent of a policy's mean."""
+    overrides = [text.format(folder / f"{LITE0}.toml") for text in TIMED]
+    experiment = Experiment.load(EXPERIMENTS[LITE0][0], overrides=[*overrides, *FREE])
+    runtime = open_runtime(experiment, RUNTIME)
+    names = experiment.network.layer_names
+    ends = {policy.key: runtime.prepare(policy) for policy in anchors(names, runtime.low)}
+    mixed = {policy.key: runtime.prepare(policy) for policy in mixed_policies(names, runtime.low, 6, seed=5)}
+    keys, found = list(mixed), {}
+    for batch in range(batches):
+        pair = keys[batch % 3 * 2 :][:2]
+        taken: Rounds = []
+        measure_rounds(ends | {key: mixed[key] for key in pair}, rounds, threads=1, done=taken.append)
+        for name, times in (
+            ("milliseconds", medians(taken)),
+            ("at one pace", medians(paced(taken, list(ends), ms=1.0))),
+        ):
+            for key in pair:
+                found.setdefault(name, {}).setdefault(key, []).append(times[key])
+    off = {
+        name: 100 * np.concatenate([np.asarray(own) / np.mean(own) - 1 for own in times.values()])
+        for name, times in found.items()
+    }
+    return {name: {"deviation": float(np.std(v)), "worst": float(np.abs(v).max())} for name, v in off.items()}
 
 
 def photographs(folder: Path) -> Path:
@@ -181,9 +212,9 @@ def front(folder: Path, images: Path, *, points: int, crops: int) -> dict[str, A
     sizes = "sensitivity.samples=64", "quantization.calibration_samples=64"
     experiment = Experiment.load(ROOT / "experiments" / f"{LITE0}.toml", overrides=[*overrides, data, *sizes, *FREE])
     runtime = open_runtime(experiment, RUNTIME)
-    ends = anchors(experiment.network.layer_names, runtime.low)
-    watch = Stopwatch(lambda: runtime, folder / "front.times.json", threads=1)
-    high, low = watch.measure(ends)
+    both = profiled_anchors(experiment)
+    ends = list(both)
+    high, low = both.values()
     start = time.perf_counter()
     table = experiment.sensitivity(file=folder / "front.sensitivity.json")
     problem = experiment.problem(table)
@@ -196,7 +227,8 @@ def front(folder: Path, images: Path, *, points: int, crops: int) -> dict[str, A
     }
     seconds = time.perf_counter() - start
     policies = list(dict.fromkeys(policy for group in found.values() for policy in group))
-    again = Stopwatch(lambda: runtime, folder / "front.verified.json", threads=1, rounds=5 if points < 4 else 60)
+    rounds = 5 if points < 4 else 60
+    again = Stopwatch(lambda: runtime, folder / "front.verified.json", both, threads=1, rounds=rounds)
     times = dict(zip((policy.key for policy in policies), again.measure(policies), strict=True))
     evaluator = experiment.evaluator("test")
     scores = {policy.key: evaluator(policy) for policy in policies}
@@ -250,12 +282,13 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 
 def summarise(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| Experiment | float, int8 | noise floor | model | mean | 90th percentile | worst | Spearman |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines = ["| Experiment | float, int8 | pace | noise floor | model | mean | 90th percentile | worst | Spearman |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for name in EXPERIMENTS:
         found = results.get(f"{name}-validation")
-        for model, row in (found["models"] if found else {}).items():
-            ends = f"{found['float_ms']:.3g}, {found['low_ms']:.3g} ms"
+        models = {**found["models"], "this profile, pace and all": found["as_timed"]} if found else {}
+        for model, row in models.items():
+            ends = f"{found['float_ms']:.3g}, {found['low_ms']:.3g} ms | {100 * (found['pace'] - 1):+.1f} %"
             lines.append(
                 f"| `{name}` | {ends} | {found['noise_floor_percent']:.2f} % | {model} | {row['mean']:.1f} % | "
                 f"{row['p90']:.1f} % | {row['worst']:.1f} % | {row['spearman']:.3f} |"
@@ -264,6 +297,12 @@ def summarise(results: dict[str, dict[str, Any]]) -> str:
         lines += ["", "| searched | found | over budget, mean | worst |", "|---|---|---|---|"]
         for name, row in searched["over_budget_percent"].items():
             lines.append(f"| {name} | {row['found']} | {row['mean']:+.1f} % | {row['worst']:+.1f} % |")
+        pace = 100 * (searched["pace"] - 1)
+        lines += ["", f"timed again, float and int8 took {pace:+.1f} % of the profile's; latencies are at its pace"]
+    if repeated := results.get("repeats"):
+        lines += ["", "| repeated | standard deviation | worst |", "|---|---|---|"]
+        for name in ("milliseconds", "at one pace"):
+            lines.append(f"| {name} | {repeated[name]['deviation']:.1f} % | {repeated[name]['worst']:.1f} % |")
     if fronts := results.get("front"):
         lines += ["", "| searched | ms | agreement | KL | int8 layers |", "|---|---|---|---|---|"]
         for row in fronts["rows"]:
@@ -286,12 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[*EXPERIMENTS, "searches", "front"], help="these steps alone")
+    parser.add_argument("--only", nargs="+", choices=[*EXPERIMENTS, *ON_LITE0], help="these steps alone")
     parser.add_argument("--quick", action="store_true", help="few policies and rounds: does it run?")
     arguments = parser.parse_args()
     folder: Path = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    quick, only = arguments.quick, arguments.only or [*EXPERIMENTS, "searches", "front"]
+    quick, only = arguments.quick, arguments.only or [*EXPERIMENTS, *ON_LITE0]
     results: dict[str, dict[str, Any]] = {}
 
     def run(name: str, make: Callable[[], dict[str, Any]]) -> None:
@@ -299,7 +338,7 @@ def main() -> None:
         (folder / "summary.md").write_text(summarise(results))
 
     for name, (_, rounds) in EXPERIMENTS.items():
-        if name not in only and not (name == LITE0 and {"searches", "front"} & set(only)):
+        if name not in only and not (name == LITE0 and set(ON_LITE0) & set(only)):
             continue
         repeats = 3 if quick else rounds
         run(name, partial(profile, folder, name, policies=5 if quick else 12, rounds=repeats))
@@ -308,6 +347,8 @@ def main() -> None:
             run(f"{name}-validation", partial(validate, folder, name, policies=count, rounds=repeats))
     if "searches" in only:
         run("searches", partial(searches, folder, draws=2 if quick else 20))
+    if "repeats" in only:
+        run("repeats", partial(repeatability, folder, batches=3 if quick else 24))
     if "front" in only:
         images = (arguments.images or photographs(folder)).resolve()
         run("front", partial(front, folder, images, points=2 if quick else 8, crops=2 if quick else 6))

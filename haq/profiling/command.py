@@ -24,7 +24,7 @@ from haq.profiling.fit import Fit, Fitter, Sample, fit, fit_layers, left_out_err
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.runtimes import QUANTIZATION, RuntimeChoice, build_runtime
-from haq.profiling.timing import Rounds, low_quartiles, measure_rounds, noise_floor, noise_warning
+from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced
 from haq.progress import Reporter
 from haq.quant import QuantizedModel, resolve
 from haq.types import Network, Policy, Precision
@@ -140,8 +140,8 @@ def profile_machine(
         _measure(runtime, [*ends, *mixed], journal, settings, show)
     finally:
         journal.close()
-    rounds: Rounds = journal.of("round")
-    times, layers, unmet = low_quartiles(rounds), journal.of("layers")[0], journal.of("unmet")[0]
+    rounds = paced(journal.of("round"), [policy.key for policy in ends])
+    times, layers, unmet = medians(rounds), journal.of("layers")[0], journal.of("unmet")[0]
     top, bottom, *rest = features(network, [*ends, *mixed], times, runtime.low)
     if layers["low"] is None:
         model: Fitter = partial(fit_layers, prior(network), (top, bottom))
@@ -241,12 +241,12 @@ def _notes(
     rounds: Rounds,
     energies: Mapping[str, float] | None,
 ) -> tuple[str, ...]:
-    medians = {key: float(np.median([entry[key] for entry in rounds])) for key in rounds[0]}
-    spread = max(medians[key] / ms - 1.0 for key, ms in low_quartiles(rounds).items())
+    upper = {key: np.quantile([entry[key] for entry in rounds], 0.75) for key in rounds[0]}
+    spread = max(upper[key] / ms - 1.0 for key, ms in medians(rounds).items())
     notes = [
         f"only {FLOAT} and {runtime.low} were executed and are offered; nothing is known of other formats",
-        f"{len(mixed)} mixed policies, {len(rounds)} rounds; the median round is up to {100 * spread:.0f} % above the "
-        "lower quartile",
+        f"{len(mixed)} mixed policies, {len(rounds)} rounds; of some policy one round in four is {100 * spread:.1f} % "
+        "above the median or more",
         "no energy: no power counter could be read"
         if energies is None
         else "energy: counters of the processor packages (RAPL), with idle power and all that ran meanwhile; layers "

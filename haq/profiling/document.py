@@ -88,8 +88,8 @@ def _provenance(source: str, notes: tuple[str, ...]) -> dict[str, Any]:
     return {
         "source": source,
         "date": date.today(),
-        "measured": "end-to-end times of all-float, all-int8 and mixed policies (lower quartile over interleaved "
-        "rounds), and, where the runtime has one, its own profile of the first two",
+        "measured": "end-to-end times of all-float, all-int8 and mixed policies (median over interleaved rounds, each "
+        "scaled to the same pace of the first two), and, where the runtime has one, its own profile of the first two",
         "derived": "layers: their shares of the two end-to-end times (without a profile: fitted, too); "
         "switches and joins: non-negative least squares "
         "on what is left of the mixed policies (only the sum of both directions is well determined)",

@@ -7,7 +7,7 @@ problem is solved again, until it proposes nothing that has not been measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haq.config import read_json
+from haq.costs import cost_report
 from haq.errors import InputError
 from haq.files import write_json
 from haq.hardware import profile_warnings
 from haq.problem import Problem
-from haq.profiling.base import Runtime
+from haq.profiling.base import Prepared, Runtime
 from haq.profiling.command import open_runtime
+from haq.profiling.policies import anchors
 from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
-from haq.profiling.timing import Rounds, low_quartiles, measure_rounds, noise_floor, noise_warning
+from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
 from haq.search.solve import solve
-from haq.types import Policy, Trial
+from haq.types import Policy, Precision, Trial
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 LATENCY = "latency_ms"
 _MOST_TURNS = 6
 _ROUNDS = 20
+_NOTED_PACE = 0.05
 _MOST_SPELLS = 6
 """So many times the rounds on a machine that is too busy to tell."""
 
@@ -62,35 +65,73 @@ class Remeasured:
 
 
 class Stopwatch:
-    """Times policies end to end, each once; a file keeps the times for a resumed run.
+    """Times policies end to end, each once, at the pace of the profile; a file keeps the times for a resumed run.
+
+    A few policies take seconds to time, and from one second to the next the clock of a processor changes by more than
+    the profile is wrong. So the two policies to which the profile is anchored are timed in every round, and what counts
+    is how much longer than these a policy takes.
 
     Args:
         runtime: executes them.
         path: of the file.
+        references: policies and the milliseconds that they took when the profile was made.
         threads: of one operator.
         rounds: interleaved repeats.
+
+    Attributes:
+        times: policy key -> milliseconds.
+        policies: all that were asked for.
+        pace: what the references took in the last timing, relative to the profile.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime], path: Path, *, threads: int, rounds: int = _ROUNDS) -> None:
-        self._make, self._path, self._threads, self._rounds = runtime, path, threads, rounds
+    def __init__(
+        self,
+        runtime: Callable[[], Runtime],
+        path: Path,
+        references: Mapping[Policy, float],
+        *,
+        threads: int,
+        rounds: int = _ROUNDS,
+    ) -> None:
+        self._make, self._path, self._references = runtime, path, references
+        self._threads, self._rounds = threads, rounds
         self._runtime: Runtime | None = None
-        self.times: dict[str, float] = dict(read_json(path)) if path.exists() else {}
+        self._prepared: dict[str, Prepared] = {}
+        known = read_json(path) if path.exists() else {}
+        self.times: dict[str, float] = known.get("times", {})
+        self.pace: float = known.get("pace", 1.0)
         self.policies: list[Policy] = []
 
     def measure(self, policies: Sequence[Policy]) -> list[float]:
-        """Milliseconds of each, the lower quartile over interleaved rounds. `policies` has all that were asked for."""
+        """Milliseconds of each, the median over interleaved rounds at the profile's pace."""
         self.policies += policies
         new = [policy for policy in policies if policy.key not in self.times]
         if new:
             self._runtime = self._runtime or self._make()
-            prepared = {policy.key: self._runtime.prepare(policy) for policy in new}
-            rounds: Rounds = []
-            measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
-            while noise_warning(noise_floor(rounds)) is not None and len(rounds) < _MOST_SPELLS * self._rounds:
-                measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
-            self.times |= low_quartiles(rounds)
-            write_json(self._path, self.times)
+            prepare = self._runtime.prepare
+            self._prepared = self._prepared or {policy.key: prepare(policy) for policy in self._references}
+            self._time(self._prepared | {policy.key: prepare(policy) for policy in new})
+            write_json(self._path, {"pace": self.pace, "times": self.times})
         return [self.times[policy.key] for policy in policies]
+
+    def _time(self, prepared: Mapping[str, Prepared]) -> None:
+        wanted = float(np.exp(np.mean(np.log(list(self._references.values())))))
+        rounds: Rounds = []
+        at_pace: Rounds = []
+        names = list(self._prepared)
+        while not rounds or (noise_warning(noise_floor(at_pace)) and len(rounds) < _MOST_SPELLS * self._rounds):
+            measure_rounds(prepared, self._rounds, threads=self._threads, done=rounds.append)
+            at_pace = paced(rounds, names, ms=wanted)
+        self.pace = float(np.median(paces(rounds, names))) / wanted
+        self.times |= medians(at_pace)
+
+
+def profiled_anchors(experiment: Experiment) -> dict[Policy, float]:
+    """The two policies to which the experiment's profile is anchored, and what they took."""
+    measured = experiment.profile.measured
+    assert measured is not None
+    ends = anchors(experiment.network.layer_names, Precision.parse(measured.low))
+    return {policy: cost_report(experiment.network, experiment.cost_model, policy).totals[LATENCY] for policy in ends}
 
 
 def check_remeasure(experiment: Experiment) -> None:
@@ -183,7 +224,7 @@ class Confirmation:
         path = folder / "latency.json"
         if not resumed:
             path.unlink(missing_ok=True)
-        stopwatch = Stopwatch(runtime, path, threads=measured.threads)
+        stopwatch = Stopwatch(runtime, path, profiled_anchors(experiment), threads=measured.threads)
         count = experiment.config.search.remeasure
         tightened, state = remeasure(problem, stopwatch, count=count, guard_percent=measured.guard_percent, show=show)
         return cls(tightened, state, stopwatch)
@@ -197,7 +238,8 @@ class Confirmation:
 
     def add_to(self, result: dict[str, Any]) -> None:
         """The measured latency of the answer and the baselines, beside their predictions, and the user's budget."""
-        result["remeasured"] = self.state.to_doc()
+        pace = self.stopwatch.pace
+        result["remeasured"] = {**self.state.to_doc(), "pace": pace}
         result["budgets"] = {**result["budgets"], LATENCY: self.state.budget}
         for entry in (result["answer"], *result["baselines"].values()):
             if entry is not None:
@@ -207,3 +249,8 @@ class Confirmation:
             f" Latency measured end to end: {ms:.4g} ms of at most {self.state.budget:.4g} (predicted: "
             f"{predicted:.4g}, {100 * (predicted / ms - 1):+.1f} %)."
         )
+        if abs(pace - 1.0) > _NOTED_PACE:
+            result["verdict"] += (
+                f" That is at the profile's pace: now this machine takes {100 * (pace - 1):+.0f} %; if it stays so, "
+                "profile it again."
+            )

@@ -10,7 +10,7 @@ from torch import nn
 
 from haq.profiling.base import FLOAT
 from haq.profiling.runtimes import RuntimeChoice, build_runtime
-from haq.profiling.timing import low_quartiles, measure_rounds
+from haq.profiling.timing import measure_rounds, medians
 from haq.progress import Reporter
 from haq.quant import QuantizedModel
 from haq.types import Network, Policy, Precision
@@ -43,7 +43,7 @@ def standalone_times(
         prepared = {key: running.prepare(Policy({_ALONE: precision})) for key, precision in precisions.items()}
         rounds: list[dict[str, float]] = []
         measure_rounds(prepared, _ROUNDS, threads=choice.threads, done=rounds.append)
-        for key, ms in low_quartiles(rounds).items():
+        for key, ms in medians(rounds).items():
             times[layer.name, precisions[key]] = layer.calls * ms
     return times
 

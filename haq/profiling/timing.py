@@ -1,11 +1,11 @@
-"""Timing policies against each other: pinned, interleaved, the lower quartile over rounds, and its noise."""
+"""Timing policies against each other: pinned, interleaved, the median over rounds at one pace, and its noise."""
 
 from __future__ import annotations
 
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -70,13 +70,27 @@ def _slice(prepared: Prepared) -> float:
     return float(best)
 
 
-def low_quartiles(rounds: Rounds) -> dict[str, float]:
-    """Policy key -> the lower quartile over the rounds of their least milliseconds; of up to four rounds the minimum.
+def medians(rounds: Rounds) -> dict[str, float]:
+    """Policy key -> the median over the rounds of their least milliseconds."""
+    return {key: float(np.median([entry[key] for entry in rounds])) for key in rounds[0]}
 
-    Not the minimum of many: a moment in which the processor runs faster than it can stay falls into some policies'
-    slices of one round, and would make these some per cent faster than those that came after.
+
+def paces(rounds: Rounds, references: Sequence[str]) -> list[float]:
+    """For each round the geometric mean of the milliseconds of `references`."""
+    return [float(np.exp(np.mean([np.log(entry[key]) for key in references]))) for entry in rounds]
+
+
+def paced(rounds: Rounds, references: Sequence[str], *, ms: float | None = None) -> Rounds:
+    """The rounds as if the references had taken the same in each: `ms`, by default the median of what they took.
+
+    The clock of a processor changes from one second to the next, by several per cent and for all policies alike; the
+    ratio of two policies that are timed in the same round does not.
     """
-    return {key: float(np.quantile([entry[key] for entry in rounds], 0.25, method="lower")) for key in rounds[0]}
+    found = paces(rounds, references)
+    wanted = float(np.median(found)) if ms is None else ms
+    return [
+        {key: time * wanted / pace for key, time in entry.items()} for entry, pace in zip(rounds, found, strict=True)
+    ]
 
 
 def noise_warning(percent: float) -> str | None:
@@ -93,5 +107,5 @@ def noise_floor(rounds: Rounds) -> float:
     """Mean difference between the times from even and from odd rounds, in per cent: no model can be tested below it."""
     if len(rounds) < 2:
         return 0.0
-    even, odd = low_quartiles(rounds[::2]), low_quartiles(rounds[1::2])
+    even, odd = medians(rounds[::2]), medians(rounds[1::2])
     return 100.0 * float(np.mean([abs(even[key] - odd[key]) / min(even[key], odd[key]) for key in even]))

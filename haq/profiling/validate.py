@@ -20,7 +20,7 @@ from haq.profiling.command import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
 from haq.profiling.standalone import standalone_times, summed
-from haq.profiling.timing import Rounds, low_quartiles, measure_rounds, noise_floor, noise_warning
+from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
 from haq.progress import Reporter
 from haq.report import write_validation
 
@@ -80,6 +80,9 @@ def validate_profile(
 ) -> dict[str, Any]:
     """Predict and measure random mixed policies; write `validation.json` and `validation.png` into `out`.
 
+    Times are at the pace of the profile: scaled so that float and low precision take (geometric mean) what they took
+    when it was made. `pace` is what they take now, relative to that, `as_timed` the errors without that scale.
+
     Args:
         experiment: its model and data.
         path: the profile, a name or a file.
@@ -120,13 +123,18 @@ def validate_profile(
         show.step(len(taken), rounds)
 
     measure_rounds(prepared, rounds, threads=measured.threads, done=done)
-    times = low_quartiles(taken)
+    profiled = [entry["latency_ms"] for entry in predicted]
+    references = [policy.key for policy in ends]
+    of_profile = float(np.sqrt(profiled[0] * profiled[1]))
+    pace = float(np.median(paces(taken, references))) / of_profile
+    taken = paced(taken, references, ms=of_profile)
+    times = medians(taken)
     ms = [times[policy.key] for policy in chosen]
-    models = {"this profile": [entry["latency_ms"] for entry in predicted]}
+    models = {"this profile": profiled}
     if baselines and choice.name != "command":
         show.stage("timing each layer alone")
         alone = standalone_times(experiment.model, network, runtime.low, choice=choice, show=show)
-        models["summed stand-alone times"] = summed(alone, chosen)
+        models["summed stand-alone times"] = [value / pace for value in summed(alone, chosen)]
     if baselines:
         models["bit operations, through both ends"] = _through_ends([entry["bops"] for entry in predicted], ms)
     document = {
@@ -140,7 +148,9 @@ def validate_profile(
         "warnings": [*warnings, *others],
         "float_ms": ms[0],
         "low_ms": ms[1],
+        "pace": pace,
         "models": {key: asdict(accuracy(values[2:], ms[2:])) for key, values in models.items()},
+        "as_timed": asdict(accuracy(profiled[2:], [pace * value for value in ms[2:]])),
         "rows": [
             {
                 "policy": policy.to_doc(),

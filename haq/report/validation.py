@@ -35,7 +35,7 @@ def plot_validation(points: Points, *, title: str) -> Figure:
         axes.plot(ends, ends, color=MUTED, linewidth=0.9)
         axes.scatter(measured, predicted, s=16, color=color, edgecolor=INK, linewidth=0.3, zorder=3)
         axes.set_title(label(name, longest=40))
-        axes.set_xlabel("measured ms")
+        axes.set_xlabel("measured ms, at the profile's pace")
         axes.set_xlim(*ends)
         axes.set_ylim(*ends)
         axes.set_aspect("equal")

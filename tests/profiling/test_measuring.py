@@ -9,7 +9,7 @@ from haq.errors import InputError
 from haq.profiling.base import Prepared
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import mixed_policies
-from haq.profiling.timing import low_quartiles, measure_rounds, noise_floor, noise_warning
+from haq.profiling.timing import measure_rounds, medians, noise_floor, noise_warning, paced
 from haq.types import Precision
 
 LAYERS = [f"layer{index}" for index in range(12)]
@@ -28,21 +28,29 @@ def test_rounds_are_interleaved_and_hold_the_least_of_each(monkeypatch):
     prepared = {name: Prepared(lambda name=name: run(name), {}) for name in "ab"}
     measure_rounds(prepared, 3, threads=1, done=taken.append)
     assert [set(entry) for entry in taken] == [{"a", "b"}] * 3
-    assert low_quartiles(taken) == taken[-1]  # times only fall here, and of three rounds it is the least
+    assert medians(taken) == taken[1]  # times only fall here
     changes = sum(one != other for one, other in itertools.pairwise(order))
     assert changes >= 5  # a, b in the warm-up, then a, b and b, a by turns
 
 
 def test_the_noise_floor_compares_two_halves():
     rounds = [{"a": 10.0, "b": 5.0}, {"a": 11.0, "b": 5.0}, {"a": 12.0, "b": 6.0}, {"a": 12.0, "b": 7.0}]
-    assert low_quartiles(rounds) == {"a": 10.0, "b": 5.0}
-    assert noise_floor(rounds) == pytest.approx((10.0 + 0.0) / 2)
+    assert medians(rounds) == {"a": 11.5, "b": 5.5}
+    assert noise_floor(rounds) == pytest.approx((100 * 0.5 / 11 + 100 * 0.5 / 5.5) / 2)
 
 
 def test_a_moment_of_speed_does_not_count():
-    rounds = [{"a": 10.0 + index / 100, "b": 20.0 + index / 100} for index in range(20)]
-    rounds[7]["a"] = 8.0
-    assert low_quartiles(rounds) == pytest.approx({"a": 10.03, "b": 20.04})
+    rounds = [{"a": 10.0 + index / 100, "b": 20.0 + index / 100} for index in range(21)]
+    rounds[17]["a"] = 8.0
+    assert medians(rounds) == pytest.approx({"a": 10.09, "b": 20.1})
+
+
+def test_a_slow_spell_of_the_machine_cancels():
+    speeds = [1.0, 1.0, 1.3, 1.3, 0.8]
+    rounds = [{"float": 9.0 * speed, "int8": 4.0 * speed, "mixed": 7.0 * speed} for speed in speeds]
+    assert medians(paced(rounds, ["float", "int8"])) == pytest.approx({"float": 9.0, "int8": 4.0, "mixed": 7.0})
+    assert noise_floor(paced(rounds, ["float", "int8"])) == pytest.approx(0.0)
+    assert medians(paced(rounds, ["float", "int8"], ms=12.0))["mixed"] == pytest.approx(14.0)
 
 
 def test_a_busy_machine_is_called_one():

@@ -128,6 +128,17 @@ def test_validation_compares_held_out_policies(tmp_path, experiment, known):
     assert (tmp_path / "v" / "validation.png").stat().st_size > 5000
 
 
+def test_a_machine_that_is_slower_now_is_told_from_a_wrong_profile(tmp_path, experiment, known, monkeypatch):
+    device = known()
+    make(experiment, tmp_path / "mine.toml")
+    monkeypatch.setattr(device, "ms", lambda policy: 1.25 * KnownDevice.ms(device, policy))
+    options = {"policies": 10, "rounds": 2, "seed": 1, "show": Silent(), "baselines": False}
+    document = validate_profile(experiment, tmp_path / "mine.toml", out=tmp_path / "v", **options)
+    assert document["pace"] == pytest.approx(1.25, rel=1e-3)
+    assert document["models"]["this profile"]["mean"] < 2
+    assert document["as_timed"]["bias"] == pytest.approx(-20, abs=2)
+
+
 def test_accuracy_by_hand():
     found = accuracy([11.0, 18.0, 30.0], [10.0, 20.0, 30.0])
     assert (found.mean, found.worst) == (pytest.approx(20 / 3), pytest.approx(10))

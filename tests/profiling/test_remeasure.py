@@ -4,13 +4,14 @@ import itertools
 from pathlib import Path
 
 import pytest
-from test_profile_and_validate import KnownDevice
+from test_profile_and_validate import LOW, KnownDevice
 
 from haq import Experiment, InputError, Policy, run_experiment
 from haq.problem import Problem
 from haq.profiling import command, remeasure
 from haq.profiling.base import Prepared
 from haq.profiling.command import Settings, profile_machine
+from haq.profiling.policies import anchors, mixed_policies
 from haq.progress import Silent
 from haq.search.solve import solve
 
@@ -113,12 +114,44 @@ def test_where_nothing_more_can_be_proposed_what_was_confirmed_stays():
     assert answers <= set(within)
 
 
-class Slower(KnownDevice):
-    """8 % slower than the device that was profiled."""
+class Restless:
+    """Runs policies of `KnownDevice` at a clock that is another one each second."""
+
+    package, low = ("", ""), LOW
+
+    def __init__(self, device: KnownDevice) -> None:
+        self.device, self.speed = device, 1.0
 
     def prepare(self, policy) -> Prepared:
-        inner = super().prepare(policy)
-        return Prepared(lambda: 1.08 * (inner.run() or 0.0), {})
+        ms = self.device.ms(policy)
+        return Prepared(lambda: ms / self.speed, {})
+
+
+def test_what_is_timed_at_a_higher_clock_is_not_faster(tmp_path, monkeypatch):
+    monkeypatch.setattr("haq.profiling.timing._SLICE_SECONDS", 0.0)
+    experiment = Experiment.load(QUICKSTART)
+    device = KnownDevice(experiment)
+    runtime, names = Restless(device), experiment.network.layer_names
+    mixed, path = mixed_policies(names, LOW, 4, seed=0), tmp_path / "latency.json"
+    ends = {policy: device.ms(policy) for policy in anchors(names, LOW)}
+    watch = remeasure.Stopwatch(lambda: runtime, path, ends, threads=1)
+    runtime.speed = 1.25
+    assert watch.measure(mixed[:2]) == pytest.approx([device.ms(policy) for policy in mixed[:2]])
+    assert watch.pace == pytest.approx(0.8)
+    runtime.speed = 0.5
+    resumed = remeasure.Stopwatch(lambda: runtime, path, ends, threads=1)
+    assert resumed.measure(mixed) == pytest.approx([device.ms(policy) for policy in mixed])
+    assert resumed.pace == pytest.approx(2.0)
+
+
+class Slower(KnownDevice):
+    """The device that was profiled, but mixed policies take 8 % more than they should, and now everything 10 %."""
+
+    def true_ms(self, policy) -> float:
+        return super().ms(policy) * (1.08 if len(set(policy.values())) > 1 else 1.0)
+
+    def prepare(self, policy) -> Prepared:
+        return Prepared(lambda: 1.1 * self.true_ms(policy), {})
 
 
 def test_a_search_ends_with_a_measured_latency(tmp_path, monkeypatch):
@@ -140,10 +173,12 @@ def test_a_search_ends_with_a_measured_latency(tmp_path, monkeypatch):
     ]
     folder, result = run_experiment(Experiment.load(QUICKSTART, overrides=overrides), out=tmp_path / "run")
     measured = result["answer"]["measured_latency_ms"]
-    assert measured == pytest.approx(1.08 * KnownDevice(plain).ms(Policy.from_doc(result["answer"]["policy"])))
+    assert measured == pytest.approx(Slower(plain).true_ms(Policy.from_doc(result["answer"]["policy"])), rel=1e-3)
     assert measured <= result["budgets"]["latency_ms"] == 5.5
     assert result["remeasured"]["corrected"] == pytest.approx(5.5 / 1.08, rel=0.03)
     assert f"Latency measured end to end: {measured:.4g} ms of at most 5.5 (predicted: " in result["verdict"]
+    assert "That is at the profile's pace: now this machine takes +10 %" in result["verdict"]
+    assert result["remeasured"]["pace"] == pytest.approx(1.1, rel=1e-3)
     assert (folder / "latency.json").exists()
 
 
