@@ -249,7 +249,8 @@ def export(
         if experiment is None and overrides:
             raise InputError("--set: overrides keys of an experiment file; add --experiment")
         pieces = _experiment(experiment, overrides) if experiment else _stored(policy_file(source))
-        bars.stage(f"exporting to {format}")
+        trains = pieces.config.evaluator.rungs[-1] not in ("ptq", "bn")
+        bars.stage(f"{'fine-tuning and ' if trains else ''}exporting to {format}")
         options = ExportOptions(pack, integer_outputs)
         document = export_policy(pieces, source, out, format=format, options=options, check=check, samples=samples)
     if as_json:

@@ -168,6 +168,12 @@ def show_export(document: dict[str, Any]) -> None:
         for layer, row in document["kernels"].items():
             table.add_row(layer, row["precision"], row["operator"])
         print_out(table)
+    measured = document["measurement"]
+    if measured["fidelity"] not in ("ptq", "bn"):
+        seconds = number_text(measured["seconds"])
+        print_out(
+            f"fine-tuned ({measured['fidelity']}) in {seconds} s: score {measured['score']:.4g} on the search split"
+        )
     if "check" in document:
         found = document["check"]
         agreement = "" if found["agreement"] is None else f"same class for {found['agreement']:.2f} %, "

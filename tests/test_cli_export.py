@@ -119,3 +119,71 @@ def test_a_policy_must_exist_and_say_where_it_is_from(run_haq, tmp_path, policy)
     assert missing[2].endswith("none: no such file")
     assert bare[2].endswith("does not say which experiment it is from; add --experiment")
     assert not out.parent.exists()
+
+
+FINE_TUNED = ["evaluator.kind=qat", "evaluator.qat.steps=8", "evaluator.qat.samples=256"]
+
+
+def settings(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+@pytest.mark.parametrize("kind", ["qat", "shared"])
+def test_a_fine_tuned_policy_is_written_as_it_was_scored(run_haq, tmp_path, policy, kind):
+    out, chosen = tmp_path / "model.safetensors", settings(*FINE_TUNED, f"evaluator.kind={kind}")
+    code, printed, _ = run_haq(
+        "export", policy, "--experiment", QUICKSTART, *chosen, "--format", "torch", "--out", out, "--check", "--json"
+    )
+    experiment = Experiment.load(QUICKSTART, overrides=chosen[1::2])
+    scored = experiment.evaluator("search")(experiment.load_policy(policy))
+    with torch.no_grad():
+        got = haq.load_quantized(experiment.model, out)(experiment.data.search.inputs)
+    document = json.loads(printed)
+    assert code == 0
+    assert document["measurement"]["fidelity"] == kind
+    assert document["check"]["score"] == document["measurement"]["score"] == scored.score
+    assert document["check"]["exported_score"] == experiment.metric(got, experiment.data.search.targets)
+    assert document["check"]["agreement"] >= 99.5
+    assert list(tmp_path.glob(".haq-*")) == []
+
+
+def test_the_last_rung_is_exported(run_haq, tmp_path, policy):
+    files = []
+    for ladder in ('["ptq", "bn"]', '["ptq", "qat:3"]', '["ptq", "qat:4"]'):
+        files.append(tmp_path / f"{len(files)}.safetensors")
+        code, printed, _ = run_haq(
+            "export", policy, "--experiment", QUICKSTART, "--set", f"evaluator.ladder={ladder}", "--format", "torch",
+            "--out", files[-1], "--json"
+        )  # fmt: skip
+        assert code == 0
+        assert json.loads(printed)["measurement"]["fidelity"] == json.loads(ladder)[-1]
+    experiment = Experiment.load(QUICKSTART)
+    restored = [haq.load_quantized(experiment.model, file) for file in files]
+    plain = dict(experiment.model.named_buffers())
+    statistics = [dict(model.named_buffers()) for model in restored]
+    name = next(name for name in plain if name.endswith("running_mean"))
+    values = [plain[name], *(entry[name] for entry in statistics)]
+    assert len({tuple(value.tolist()) for value in values}) == 4
+
+
+def test_a_refusal_comes_before_the_fine_tuning(run_haq, tmp_path, policy, monkeypatch):
+    monkeypatch.setattr("haq.evaluate.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
+    policy.write_text(policy.read_text().replace('"weight_bits": 4', '"weight_format": "ternary"'))
+    chosen = settings(*FINE_TUNED, "evaluator.qat.ternary=ttq")
+    code, printed, line = run_haq(
+        "export", policy, "--experiment", QUICKSTART, *chosen, "--format", "torch", "--out", tmp_path / "m"
+    )
+    assert (code, printed) == (2, "")
+    assert "layer stem: trained ternary weights have a scale for each sign" in line
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_fine_tuning(run_haq, tmp_path, policy, monkeypatch):
+    monkeypatch.setattr("haq.evaluate.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    code, _, line = run_haq(
+        "export", policy, "--experiment", QUICKSTART, *settings(*FINE_TUNED), "--format", "torch", "--out",
+        tmp_path / "file" / "m"
+    )  # fmt: skip
+    assert code == 2
+    assert line.endswith("cannot be written: Not a directory; choose another") or "File exists" in line

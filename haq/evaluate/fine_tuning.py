@@ -113,7 +113,7 @@ class FineTuner:
             return start
         self.model.apply(policy, start=start)
         failure = self._loop(steps or self._steps(self._settings.epochs or 1.0, self._settings.steps), _Same())
-        if failure is None and self.model.batch_norms and self.model.reestimates:
+        if failure is None and self.model.batch_norms and self.model.quantization.batch_norm == "reestimate":
             reestimate_batch_norm(self.model)
         return failure
 

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from haq.errors import InputError
-from haq.export.configurations import DOCUMENTS
+from haq.export.configurations import DOCUMENTS, save_document
 from haq.export.state import ModelState, capture
 from haq.export.torch_file import load_quantized, save_torch
-from haq.files import write_json
 from haq.quant import QuantizedModel
+from haq.quant.training import TrainableModel
 from haq.quant.tree import call_model
 
 Runner = Callable[[Any], Any]
@@ -93,7 +93,7 @@ def _save_qonnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, op
 
 def _save_document(name: str) -> Callable[[nn.Module, ModelState, Any, Path, ExportOptions], None]:
     def save(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
-        write_json(path, DOCUMENTS[name](model, state))
+        save_document(name, model, state, path)
 
     return save
 
@@ -130,7 +130,7 @@ def exporter(name: str, options: ExportOptions = _PLAIN) -> Exporter:
 
 
 def export(
-    quantized: QuantizedModel,
+    quantized: QuantizedModel | TrainableModel,
     model: nn.Module,
     path: Path,
     *,
@@ -138,11 +138,11 @@ def export(
     format: str,
     options: ExportOptions = _PLAIN,
 ) -> None:
-    """Write `quantized` as it is now (policy, bias correction, batch-norm statistics) to `path`.
+    """Write `quantized` as it is now (policy, bias correction, batch-norm statistics, what it learned) to `path`.
 
     Args:
         quantized: with a policy applied.
-        model: the float model that it wraps, on the CPU.
+        model: the float model that it wraps or is a copy of, on the CPU.
         path: the file.
         inputs: an example of what the model is called with, two samples or more; the ranges of `integer_outputs` are
             taken from it.

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from haq.errors import InputError
 from haq.export import ExportOptions, export, exporter
 from haq.export.check import compare
+from haq.quant import QuantizedModel
+from haq.quant.training import TrainableModel
+from haq.quant.tree import map_tensors
 
 if TYPE_CHECKING:
     from haq.experiment import Experiment
+    from haq.types import Policy
 
 
 _PLAIN = ExportOptions()
@@ -32,7 +40,10 @@ def export_policy(
     check: bool = False,
     samples: int | None = None,
 ) -> dict[str, Any]:
-    """Write a policy of `experiment` to `out`, with the compensations that the experiment asks for.
+    """Write a policy of `experiment` to `out` as its evaluator scores it, on the last rung where there are several.
+
+    The evaluator measures it once more: with the compensations that the experiment asks for, or fine-tuned, which takes
+    as long as it did. What can be refused is refused before that.
 
     Args:
         experiment: gives model, data and quantization settings.
@@ -40,47 +51,71 @@ def export_policy(
         out: the file to write.
         format: a name in `haq.export.EXPORTERS`.
         options: what the format is asked for beside.
-        check: compare the file's outputs with the quantized model's, over the search split.
+        check: compare the file's outputs with those of the model that was scored, over the search split.
         samples: how many of the split, from its start; all by default.
 
     Returns:
-        `file`, `format`, `bytes`; with `check` also `check` (see `Comparison`) and, for onnx, `kernels`: layer -> its
-        precision, and the operator that ONNX Runtime runs for it.
+        `file`, `format`, `bytes`, `measurement` on the search split; with `check` also `check` (see `Comparison`) and,
+        for onnx, `kernels`: layer -> its precision, and the operator that ONNX Runtime runs for it.
 
     Raises:
         InputError: the policy, the format or the file cannot be used.
     """
     if samples is not None and not check:
         raise InputError("--samples: is how many samples --check compares; add --check")
-    if (kind := experiment.config.evaluator.rungs[-1]) not in ("ptq", "bn"):
-        raise InputError(
-            f"evaluator.kind = {kind!r}: fine-tuned models are not exported yet; take one of kind 'ptq' or 'bn'"
-        )
     chosen = exporter(format, options)
     if check and chosen.load is None:
         raise InputError(f"--check: {format} is a file for another tool, which has to run it; leave the option out")
-    evaluator = experiment.config.evaluator.model_copy(update={"device": "cpu"})  # where files are written and compared
-    experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
-    path = policy_file(source)
-    measurement = experiment.evaluator("search")(experiment.load_policy(path))
+    path, rung = policy_file(source), experiment.config.evaluator.rungs[-1]
+    trains = rung not in ("ptq", "bn")
+    if not trains:  # trained where it was scored, else where files are written and compared
+        evaluator = experiment.config.evaluator.model_copy(update={"device": "cpu"})
+        experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
+    policy = experiment.load_policy(path)
+    model = experiment.fine_tuner.model if trains else experiment.quantized
+    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
+
+    def write(file: Path) -> None:
+        export(model, experiment.model, file, inputs=inputs, format=format, options=options)
+
+    if isinstance(model, TrainableModel):
+        model.apply(policy)
+        _rehearse(write, out)
+    measurement = experiment.evaluator("search", rung=rung)(policy)
     if not measurement.ok:
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
-    model, quantized = experiment.model, experiment.quantized
-    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
-    export(quantized, model, out, inputs=inputs, format=format, options=options)
+    write(out)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
+    document["measurement"] = measurement.to_doc()
     if not check or chosen.load is None:
         return document
     split = experiment.data.search if samples is None else experiment.data.search.head(samples)
     batches = split.batches(experiment.config.evaluator.batch_size)
-    comparison = compare(quantized, chosen.load(out, model), batches, metric=experiment.metric)
+    comparison = compare(_on_cpu(model), chosen.load(out, experiment.model), batches, metric=experiment.metric)
     document["check"] = comparison.to_doc()
     if format == "onnx":
-        from haq.export.onnx_run import kernels
-
-        ran = kernels(out.read_bytes(), quantized.layers)
-        document["kernels"] = {
-            name: {"precision": str(precision), "operator": ran.get(name, "?")}
-            for name, precision in (quantized.policy or {}).items()
-        }
+        document["kernels"] = _kernels(out, policy)
     return document
+
+
+def _rehearse(write: Callable[[Path], None], out: Path) -> None:
+    """Write the file beside `out` and remove it: hours of fine-tuning must not end in a refusal."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=".haq-")
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error.strerror or error}; choose another") from error
+    with folder as name:
+        write(Path(name) / out.name)
+
+
+def _on_cpu(model: QuantizedModel | TrainableModel) -> Callable[[Any], Any]:
+    prepared = model.prepared if isinstance(model, TrainableModel) else model.to_device
+    return lambda inputs: map_tensors(Tensor.cpu, model(prepared(inputs)))
+
+
+def _kernels(file: Path, policy: Policy) -> dict[str, Any]:
+    from haq.export.onnx_run import kernels
+
+    ran = kernels(file.read_bytes(), policy)
+    return {name: {"precision": str(precision), "operator": ran.get(name, "?")} for name, precision in policy.items()}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import nn
 
 from haq.errors import InputError
-from haq.export.state import IntegerWeight, LayerState, ModelState
+from haq.export.state import IntegerWeight, LayerState, ModelState, check_codes
+from haq.files import write_bytes, write_json
 from haq.quant.quantizers import PerTensorInteger
 from haq.types import Format
 
@@ -141,6 +144,24 @@ def _integers(format: str, name: str, fmt: Format, *, most: int = 16) -> None:
 
 def _is_transposed(model: nn.Module, name: str) -> bool:
     return isinstance(model.get_submodule(name), nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+
+
+def save_document(name: str, model: nn.Module, state: ModelState, path: Path) -> None:
+    """Write the document called `name` to `path`, and trained weights, which it cannot hold, beside it.
+
+    Raises:
+        InputError: a format that the tool cannot say, a path that is that of the weights (`.safetensors`), or one that
+            cannot be written.
+    """
+    beside = path.with_suffix(".safetensors")
+    if state.trained and beside == path:
+        raise InputError(f"--out {path}: is where the trained weights go; end the name of the configuration in .json")
+    check_codes(name, state)
+    document = DOCUMENTS[name](model, state)
+    if state.trained:
+        values = {f"{key}.weight": layer.weight.dequantize() for key, layer in state.layers.items() if layer.weight}
+        write_bytes(beside, save({**state.tensors, **{key: value.contiguous() for key, value in values.items()}}))
+    write_json(path, document)
 
 
 DOCUMENTS: Mapping[str, Callable[[nn.Module, ModelState], Document]] = {

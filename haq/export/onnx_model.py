@@ -20,7 +20,7 @@ from haq.export.onnx_graph import Graph
 from haq.export.onnx_outputs import quantize_outputs
 from haq.export.onnx_trace import OPSET, trace_marked
 from haq.export.onnx_weights import fold_batch_norms, lower_weights, name_float_layers, name_outputs, split_gemms
-from haq.export.state import ModelState
+from haq.export.state import ModelState, check_codes
 from haq.files import write_bytes
 
 
@@ -40,8 +40,9 @@ def onnx_model(
             little. Ranges are those over `inputs`.
 
     Raises:
-        InputError: torch cannot export the model.
+        InputError: torch cannot export the model, or weights have codes of more than 16 bits.
     """
+    check_codes("onnx", state, most=16)
     graph = Graph(trace_marked(model, state, inputs))
     name_float_layers(graph, state)
     fold_pads(graph, state)

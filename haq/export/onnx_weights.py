@@ -42,13 +42,13 @@ class _Rows:
 
 
 def container(layer: LayerState, *, pack: bool) -> int:
-    """The ONNX integer type that holds a layer's weight codes: int8 at least, or with `pack` 4 bits."""
+    """The ONNX integer type that holds a layer's weight codes, of 16 bits at most: int8, or with `pack` 4 bits."""
     assert layer.weight is not None
-    fmt = layer.precision.weight
+    fmt, holds = layer.precision.weight, layer.weight.fits
     unsigned = min(int(codes.min()) for codes, _, _ in layer.weight.blocks) >= 0 and any(
         bool(zero.any()) or int(codes.max()) >= 2 ** (fmt.bits - 1) for codes, _, zero in layer.weight.blocks
     )
-    width = next(width for width in (4, 8, 16) if fmt.bits <= width)
+    width = next(width for width in (4, 8, 16) if fmt.bits <= width and holds(width))
     if not pack or not fmt.is_integer:
         width = max(width, 8)
     return (_UNSIGNED if unsigned else _SIGNED)[width]

@@ -14,7 +14,7 @@ from haq.errors import InputError
 from haq.export.onnx_graph import Graph, attribute
 from haq.export.onnx_trace import OPSET, trace_marked
 from haq.export.onnx_weights import fold_batch_norms, name_float_layers
-from haq.export.state import LayerState, ModelState
+from haq.export.state import LayerState, ModelState, check_codes
 from haq.files import write_bytes, write_json
 from haq.quant.quantizers import PerTensorInteger
 
@@ -34,6 +34,7 @@ def save_overrides(model: nn.Module, state: ModelState, inputs: Any, path: Path)
     """
     if path.suffix == ".onnx":
         raise InputError(f"--out {path}: is where the float model goes; end the name of the overrides in .json")
+    check_codes("ort-overrides", state, most=16)
     for name, layer in state.layers.items():
         _check(name, layer)
     graph = Graph(trace_marked(model, state, inputs))

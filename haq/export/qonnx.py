@@ -13,7 +13,7 @@ from haq.errors import InputError
 from haq.export.onnx_graph import Graph, attribute
 from haq.export.onnx_trace import OPSET, trace_marked
 from haq.export.onnx_weights import name_float_layers
-from haq.export.state import LayerState, ModelState
+from haq.export.state import LayerState, ModelState, check_codes
 from haq.files import write_bytes
 from haq.quant.quantizers import Binary, Cast, PerTensorInteger
 
@@ -29,6 +29,7 @@ def qonnx_model(model: nn.Module, state: ModelState, inputs: Any) -> ModelProto:
     Raises:
         InputError: a format that QONNX does not have (fp16, bf16, ternary activations), or torch cannot export.
     """
+    check_codes("qonnx", state)
     graph = Graph(trace_marked(model, state, inputs))
     name_float_layers(graph, state)
     for marker in [node for node in graph.nodes if node.op_type == "Weight"]:
@@ -94,7 +95,8 @@ def _input(graph: Graph, name: str, state: ModelState, marker: NodeProto) -> Nod
     scale = graph.constant(f"{name}.input_scale", np.float32(quantizer.scale))
     zero = graph.constant(f"{name}.input_zero_point", np.float32(quantizer.zero_point))
     bits, signed = layer.precision.activation.bits, quantizer.quant_min < 0
-    return _quant(graph, name, "input", [marker.input[0], scale, zero], result, bits, signed, False)
+    narrow = quantizer.quant_min == -quantizer.quant_max  # trained ternary activations
+    return _quant(graph, name, "input", [marker.input[0], scale, zero], result, bits, signed, narrow)
 
 
 def _quant(

@@ -15,6 +15,7 @@ from haq.errors import InputError
 from haq.quant import QuantizedModel, Quantizer
 from haq.quant.layers import lay_out
 from haq.quant.quantizers import Binary, Identity, PerRowInteger, Ternary, float_quantizer
+from haq.quant.training import TrainableModel
 from haq.quant.weights import WeightLayout, WeightQuantizer
 from haq.types import Policy, Precision
 
@@ -35,7 +36,14 @@ class IntegerWeight:
     def of(cls, quantizer: WeightQuantizer, weight: Tensor) -> IntegerWeight:
         """The codes that `quantizer`, of an integer format, gives the float `weight`."""
         parts = zip(quantizer.blocks, quantizer.layout.split(weight.float()), strict=True)
-        return cls(quantizer.layout, tuple(_codes(block, rows) for block, rows in parts))
+        blocks = (_codes(block, rows) for block, rows in parts)
+        return cls(quantizer.layout, tuple((codes.cpu(), scale.cpu(), zero.cpu()) for codes, scale, zero in blocks))
+
+    def fits(self, bits: int) -> bool:
+        """Whether integers of `bits` hold the codes, with a sign or without."""
+        low = min(int(codes.min()) for codes, _, _ in self.blocks)
+        high = max(int(codes.max()) for codes, _, _ in self.blocks)
+        return low >= -(1 << bits - 1) and high < (1 << (bits if low >= 0 else bits - 1))
 
     @property
     def codes(self) -> Tensor:
@@ -80,34 +88,36 @@ class ModelState:
         layers: name -> layer.
         tensors: all parameters and buffers but the integer weights, by their names in the model's state dict.
         folded: batch norms whose work is in a layer's weight and bias.
+        trained: whether weights are other ones than the float model's.
     """
 
     layers: Mapping[str, LayerState]
     tensors: Mapping[str, Tensor]
     folded: tuple[str, ...]
     quantization: QuantizationConfig
+    trained: bool = False
 
     @property
     def policy(self) -> Policy:
         return Policy({name: layer.precision for name, layer in self.layers.items()})
 
 
-def capture(quantized: QuantizedModel) -> ModelState:
+def capture(quantized: QuantizedModel | TrainableModel) -> ModelState:
     """The state of `quantized` as it is now: policy, bias correction and batch-norm statistics included.
 
+    Of a trainable model also all that it learned; what it computes with is on the levels of the state.
+
     Raises:
-        InputError: no policy is applied.
+        InputError: no policy is applied, or a layer was trained on levels that integers times a scale cannot hold.
     """
     policy = quantized.policy
     if policy is None:
         raise InputError("nothing to export: the model is in float; apply a policy first")
+    if isinstance(quantized, TrainableModel):
+        return _trained_state(quantized, policy)
     layers = {name: _layer_state(quantized, name, policy[name]) for name in quantized.layers}
     integer = {f"{name}.weight" for name, layer in layers.items() if layer.weight is not None}
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in quantized.module.state_dict().items()
-        if name not in integer
-    }
+    tensors = {name: _kept(value) for name, value in quantized.module.state_dict().items() if name not in integer}
     folded = (name for name in quantized.batch_norms if isinstance(quantized.module.get_submodule(name), nn.Identity))
     return ModelState(layers, tensors, tuple(folded), quantized.quantization)
 
@@ -116,10 +126,46 @@ def _layer_state(quantized: QuantizedModel, name: str, precision: Precision) -> 
     weight = None
     if float_quantizer(precision.weight) is None:
         quantizer = quantized.weight_quantizer(name, precision.weight)
-        integer = IntegerWeight.of(quantizer, quantized.float_weight(name))
-        blocks = tuple((codes.cpu(), scale.cpu(), zero.cpu()) for codes, scale, zero in integer.blocks)
-        weight = IntegerWeight(quantizer.layout, blocks)
+        weight = IntegerWeight.of(quantizer, quantized.float_weight(name))
     return LayerState(precision, weight, quantized.activation_quantizer(name, precision.activation))
+
+
+def _trained_state(model: TrainableModel, policy: Policy) -> ModelState:
+    layers, tensors = {}, {name: _kept(value) for name, value in model.state().module.items()}
+    for name, precision in policy.items():
+        quantizer, values = model.fixed_weight(name)
+        kept, weight = tensors.pop(f"{name}.weight"), None
+        if float_quantizer(precision.weight) is None:
+            weight = IntegerWeight.of(quantizer, values)
+        else:
+            tensors[f"{name}.weight"] = _kept(values.to(kept.dtype))
+        layers[name] = LayerState(precision, weight, model.fixed_input(name))
+    return ModelState(layers, tensors, (), model.quantization, trained=True)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def check_codes(format: str, state: ModelState, *, most: int | None = None) -> None:
+    """That integers of a layer's own bits hold its weight's codes.
+
+    Args:
+        format: who asks, for the message.
+        state: of which all layers of integer formats are looked at.
+        most: so many bits instead, whatever the layer's.
+
+    Raises:
+        InputError: one does not fit: DoReFa's levels, which are none of integers of that many bits.
+    """
+    for name, layer in state.layers.items():
+        fmt = layer.precision.weight
+        if layer.weight is not None and fmt.is_integer and not layer.weight.fits(most or fmt.bits):
+            able = "torch" if most else "onnx or torch"
+            raise InputError(
+                f"--format {format}: layer {name} was trained on DoReFa's levels, odd multiples of half a step, which "
+                f"{most or fmt.bits}-bit integers cannot say; use --format {able}, or quantizer = 'lsq' or 'ste'"
+            )
 
 
 class QuantizeInput:

@@ -27,10 +27,10 @@ _CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
 def save_torch(state: ModelState, path: Path) -> None:
     """Write `state` to `path`.
 
-    Tensors: `<layer>.weight_codes.<i>` (int8, or int32 where they need more, `[rows, n]`), `<layer>.weight_scale.<i>`
-    and `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each block i of rows that share a scale, and the rest of the
-    state dict under its own names. The metadata entry `haq` is a JSON document: policy, quantization settings,
-    activation ranges, folded batch norms.
+    Tensors: `<layer>.weight_codes.<i>` (int8, where they need more int16 or int32, `[rows, n]`),
+    `<layer>.weight_scale.<i>` and `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each block i of rows that share a
+    scale, and the rest of the state dict under its own names. The metadata entry `haq` is a JSON document: policy,
+    quantization settings, activation ranges, folded batch norms.
 
     Raises:
         InputError: the file cannot be written.
@@ -40,8 +40,7 @@ def save_torch(state: ModelState, path: Path) -> None:
         if layer.weight is None:
             continue
         for index, (codes, scale, zero) in enumerate(layer.weight.blocks):
-            container = torch.int8 if int(codes.min()) >= -128 and int(codes.max()) <= 127 else torch.int32
-            tensors[f"{name}.{_CODES}.{index}"] = codes.to(container).contiguous()
+            tensors[f"{name}.{_CODES}.{index}"] = _narrowest(codes).contiguous()
             tensors[f"{name}.{_SCALE}.{index}"] = scale.clone()
             tensors[f"{name}.{_ZERO}.{index}"] = zero.clone()
     document = {
@@ -57,7 +56,8 @@ def save_torch(state: ModelState, path: Path) -> None:
 def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
     """The quantized model that `haq export --format torch` wrote: a plain module, in evaluation mode.
 
-    Its outputs are bit for bit those of the quantized model that was exported.
+    Its outputs are bit for bit those of the quantized model that was exported; of a fine-tuned one, as near as sums in
+    another order are.
 
     Args:
         model: the float architecture, on the CPU; its own weights do not matter, and it is left as it is.
@@ -80,6 +80,14 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
         return restore(model, _state(model, json.loads(document), tensors))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _narrowest(codes: Tensor) -> Tensor:
+    low, high = int(codes.min()), int(codes.max())
+    kinds = (
+        kind for kind in (torch.int8, torch.int16) if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max
+    )
+    return codes.to(next(kinds, torch.int32))
 
 
 def _stored(name: str, tensor: Tensor, state: ModelState) -> Tensor:

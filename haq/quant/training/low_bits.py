@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from haq.quant.quantizers import Binary, Cast, Quantizer, Ternary, binary_quantizer, ternary_quantizer
+from haq.errors import InputError
+from haq.quant.quantizers import (
+    Binary,
+    Cast,
+    Identity,
+    PerTensorInteger,
+    Quantizer,
+    Ternary,
+    binary_quantizer,
+    ternary_quantizer,
+)
 from haq.quant.training.functions import learned_sign, learned_step, straight_through
 from haq.quant.training.quantizers import TrainableQuantizer
 
@@ -21,6 +31,9 @@ class Untouched(TrainableQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def fixed(self, values: Tensor) -> Quantizer:
+        return Identity()
+
 
 class HalfFloat(TrainableQuantizer):
     """fp16 or bf16; the gradient passes."""
@@ -35,6 +48,9 @@ class HalfFloat(TrainableQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         return x.to(self.dtype).to(x.dtype)
 
+    def fixed(self, values: Tensor) -> Quantizer:
+        return Cast(self.dtype)
+
 
 class TernaryWeight(TrainableQuantizer):
     """Ternary weight networks (Li et al. 2016): threshold and scale follow the weights; the gradient passes."""
@@ -46,6 +62,9 @@ class TernaryWeight(TrainableQuantizer):
         with torch.no_grad():
             quantized = ternary_quantizer(x)(x)
         return straight_through(x, quantized)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        return ternary_quantizer(values)
 
 
 class TrainedTernaryWeight(TrainableQuantizer):
@@ -83,6 +102,12 @@ class TrainedTernaryWeight(TrainableQuantizer):
         with torch.no_grad():
             self.scales.clamp_(min=_TINY)
 
+    def fixed(self, values: Tensor) -> Quantizer:
+        raise InputError(
+            "trained ternary weights have a scale for each sign, which integers times one scale cannot hold; use "
+            "evaluator.qat.ternary = 'twn'"
+        )
+
 
 class BinaryWeight(TrainableQuantizer):
     """XNOR-Net's weights (Rastegari et al., ECCV 2016, equation 6): sign(w) E|w| by row.
@@ -98,6 +123,9 @@ class BinaryWeight(TrainableQuantizer):
         with torch.no_grad():
             quantized = binary_quantizer(x)(x)
         return straight_through(x.clamp(-1.0, 1.0), quantized)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        return binary_quantizer(values)
 
 
 class BinaryActivation(TrainableQuantizer):
@@ -122,6 +150,9 @@ class BinaryActivation(TrainableQuantizer):
     def bounded(self) -> None:
         with torch.no_grad():
             self.scale.abs_().clamp_(min=_TINY)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        return Binary(torch.tensor(float(self.scale.detach())))
 
 
 class TernaryActivation(TrainableQuantizer):
@@ -149,3 +180,7 @@ class TernaryActivation(TrainableQuantizer):
     def bounded(self) -> None:
         with torch.no_grad():
             self.step.abs_().clamp_(min=_TINY)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        low, zero, high = (int(level) for level in self.limits)
+        return PerTensorInteger(float(self.step.detach()), zero, low, high)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from haq.config import QuantizationConfig
 from haq.errors import InputError
 from haq.quant.model import QuantizedModel
 from haq.quant.quantizers import Binary, Cast, Identity, PerRowInteger, PerTensorInteger, Quantizer, Ternary
@@ -29,7 +30,7 @@ from haq.quant.training.low_bits import (
 from haq.quant.training.quantizers import PACT, DoReFa, Integer, LearnedStep, StraightThrough, TrainableQuantizer
 from haq.quant.training.slots import InputSlot, WeightSlot
 from haq.quant.tree import call_model, map_tensors
-from haq.quant.weights import WeightLayout
+from haq.quant.weights import WeightLayout, WeightQuantizer
 from haq.types import Policy
 
 Slots = dict[tuple[str, str, str], list[dict[str, Tensor]]]
@@ -125,9 +126,9 @@ class TrainableModel:
         return self._quantized.device
 
     @property
-    def reestimates(self) -> bool:
-        """Whether the quantization settings ask for batch norm to be re-estimated."""
-        return self._quantized.quantization.batch_norm == "reestimate"
+    def quantization(self) -> QuantizationConfig:
+        """The quantization settings, without `None`."""
+        return self._quantized.quantization
 
     def to_device(self, value: Any) -> Any:
         """`value`, its tensors on this model's device."""
@@ -171,6 +172,25 @@ class TrainableModel:
         module = {name: value.detach().clone() for name, value in self._named()}
         assert self.policy is not None
         return TrainedState(module, {key: slot.state() for key, slot in self.slots()})
+
+    def fixed_weight(self, layer: str) -> tuple[WeightQuantizer, Tensor]:
+        """The weight quantizer of `layer` as training left it, and the weight's values on its levels, in float32.
+
+        Raises:
+            InputError: no deployed format has such levels; says which and why.
+        """
+        module: Any = self._layers[layer]
+        try:
+            with torch.no_grad():
+                return self._weights[layer].fixed(module.parametrizations.weight.original)
+        except InputError as error:
+            raise InputError(f"layer {layer}: {error}") from error
+
+    def fixed_input(self, layer: str) -> Quantizer:
+        """The quantizer of what `layer` reads, as training left it."""
+        slot = self._layers[layer].input_slot
+        assert isinstance(slot, InputSlot)
+        return slot.fixed()
 
     def slots(self) -> Iterator[tuple[tuple[str, str, str], WeightSlot | InputSlot]]:
         """The places of the policy in use: (`weight` or `input`, layer, format) and the slot; shared ones once."""

@@ -34,6 +34,17 @@ class TrainableQuantizer(nn.Module):
     def bounded(self) -> None:
         """Bring parameters back to where they make sense; called after each step of the optimizer."""
 
+    def fixed(self, values: Tensor) -> Quantizer:
+        """What training has come to, as a quantizer that holds the values of `forward` and leaves them as they are.
+
+        Args:
+            values: a weight's rows as they are trained; of activations anything.
+
+        Raises:
+            InputError: no deployed format has such levels; says which and why.
+        """
+        raise NotImplementedError
+
 
 class Integer(TrainableQuantizer):
     """An integer format: the limits of its codes and the zero point, which stay as calibrated, and its step.
@@ -73,6 +84,16 @@ class Integer(TrainableQuantizer):
         if self.learns_step:
             with torch.no_grad():
                 self.step.abs_().clamp_(min=_TINY)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        step, limits = self.trained_step().detach().clone(), (int(self.quant_min), int(self.quant_max))
+        if step.dim():
+            return PerRowInteger(step, self.zero_point.clone(), *limits)
+        return PerTensorInteger(float(step), int(self.zero_point), *limits)
+
+    def trained_step(self) -> Tensor:
+        """The distance between two levels, shaped like `step`."""
+        return self.step
 
 
 class StraightThrough(Integer):
@@ -132,10 +153,13 @@ class PACT(Integer):
         return (self.quant_max - self.zero_point).clamp(min=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        step = self.level / self._levels_above()
+        step = self.trained_step()
         return learned_step(
             x, step, self.zero_point, self.quant_min, self.quant_max, self.gradient_scale, sees_rounding=False
         )
+
+    def trained_step(self) -> Tensor:
+        return self.level / self._levels_above()
 
     def bounded(self) -> None:
         with torch.no_grad():
@@ -162,6 +186,11 @@ class DoReFa(Integer):
         squashed = torch.tanh(x)
         unit = squashed / (2.0 * squashed.abs().max().clamp(min=_TINY)) + 0.5
         return self.step * (2.0 * straight_through(unit, (unit.detach() * levels).round() / levels) - 1.0)
+
+    def fixed(self, values: Tensor) -> Quantizer:
+        """Odd codes of one bit more, in half steps: the levels themselves are no integers."""
+        levels = int(self.quant_max - self.quant_min)
+        return PerRowInteger(self.step / levels, torch.zeros_like(self.step), -levels, levels)
 
 
 def _set(target: Tensor, value: float | Tensor) -> None:

@@ -69,6 +69,13 @@ class WeightSlot(Slot):
             return self._channels_last(weight)
         return self._quantized(weight)
 
+    def fixed(self, weight: Tensor) -> tuple[WeightQuantizer, Tensor]:
+        """What training has come to: the quantizer to deploy, and `weight` on its levels, in float32."""
+        weight = weight.detach().float()
+        parts = zip(self.active, self._layout.split(weight), strict=True)
+        blocks = tuple(quantizer.fixed(rows) for quantizer, rows in parts)  # type: ignore[operator]
+        return WeightQuantizer(self._layout, blocks), self._quantized(weight)
+
     def _quantized(self, weight: Tensor) -> Tensor:
         parts = zip(self.active, self._layout.split(weight), strict=True)
         return self._layout.join(tuple(quantizer(rows) for quantizer, rows in parts))
@@ -105,6 +112,11 @@ class InputSlot(Slot):
         """Fake quantization of `x`."""
         (quantizer,) = self.active
         return quantizer(x)  # type: ignore[no-any-return]
+
+    def fixed(self) -> Quantizer:
+        """What training has come to: the quantizer to deploy."""
+        (quantizer,) = self.active
+        return quantizer.fixed(torch.empty(0))  # type: ignore[no-any-return, operator]
 
     def forget(self, *_: Any) -> None:
         """Let go of the last tensor; a forward hook of the whole model."""
