@@ -470,6 +470,10 @@ def bench_regret(
     score: Annotated[str, typer.Option(help="What is searched for: the table's `metric`, or the least `loss`.")] = (
         "metric"
     ),
+    answer: Annotated[
+        str,
+        typer.Option(help="The answer: the best `measured`, or the best by a fit to all that was (`fitted`)."),
+    ] = "measured",
     as_json: AsJson = False,
 ) -> None:
     """Regret of strategies against the number of evaluations, on tables that hold every policy of a network."""
@@ -486,6 +490,7 @@ def bench_regret(
             shares=shares or [],
             metrics=metrics or [],
             score=score,
+            answer=answer,
             progress=bars.step,
         )
     if as_json:

@@ -154,6 +154,9 @@ class SearchConfig(_Section):
     """How many proposals may be open at once; default: the number of workers. With the seed, fixes what is proposed."""
     remeasure: int = Field(0, ge=0)
     """With a profile of `haq profile`: time this many of the best policies end to end, correct, and solve again."""
+    answer: Literal["measured", "fitted"] = "measured"
+    """The answer: the best score on the search split, or the least loss by a fit to all that was measured, which takes
+    the noise of few samples out."""
     options: dict[str, Any] = {}
     """Options of the strategy, e.g. `time_limit`, `gap`."""
 
@@ -327,6 +330,15 @@ class ExperimentConfig(_Section):
         if name not in known:
             raise ValueError(f"unknown objective {name!r}; known: {', '.join(known)}")
         return name
+
+    @model_validator(mode="after")
+    def _fits_a_loss(self) -> ExperimentConfig:
+        if self.search.answer == "fitted" and (self.objective != "sensitivity" or "accuracy_drop" in self.budgets):
+            raise ValueError(
+                "`search.answer` = 'fitted' fits the loss that is minimised: it needs objective = 'sensitivity' and "
+                "no budgets.accuracy_drop"
+            )
+        return self
 
     @field_validator("budgets", mode="before")
     @classmethod

@@ -19,8 +19,8 @@ from haq.problem import load_problem
 from haq.progress import Reporter
 from haq.report import compare_runs
 from haq.report.run import load_run
-from haq.result import choose
 from haq.run import run_experiment, run_folder
+from haq.search.answer import choose
 from haq.types import Measurement, Policy, Trial
 
 DOCUMENT = "front.json"
@@ -175,7 +175,8 @@ def _answer(part: Experiment, folder: Path, trials: Sequence[Trial]) -> Trial:
         assert own.score is not None
         return Trial(0, own.source, own.policy, own.costs, Measurement(own.score, part.config.evaluator.kind))
     floor = part.score_floor(part.evaluator("search").float_score())
-    answer = choose(trials, load_problem(folder / "problem.json"), floor=floor)
+    fitted = part.config.search.answer == "fitted"
+    answer = choose(trials, load_problem(folder / "problem.json"), floor=floor, fitted=fitted)
     assert answer is not None  # the point's own run found one
     return answer
 

@@ -1,11 +1,14 @@
 """What a run says of itself: which trial is the answer, and how it is compared with the baselines."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 
 from haq.problem import Problem
-from haq.result import Leader, choose, verdict
+from haq.result import Leader, verdict
+from haq.search.answer import choose
 from haq.testing import TOYS
 from haq.types import Measurement, Trial
 
@@ -34,6 +37,36 @@ def test_with_a_cost_as_objective_the_cheapest_that_reaches_the_floor_wins():
     assert choose([cheap, dear, middle], problem, floor=90.0) is middle
     assert choose([cheap, dear, middle], problem, floor=None) is cheap
     assert choose([cheap, middle], problem, floor=99.0) is middle
+
+
+def noisy(problem, rows, *, deviation, seed):
+    """Trials whose loss is 0.1 + 0.3 times the predicted loss, and noise."""
+    rng, found = np.random.default_rng(seed), []
+    for number, row in enumerate(rows):
+        policy = problem.policy(row)
+        costs = problem.costs(policy)
+        loss = 0.1 + 0.3 * costs["sensitivity"] + deviation * rng.standard_normal()
+        found.append(Trial(number, "random", policy, costs, Measurement(-loss, "ptq", details={"loss": loss})))
+    return found
+
+
+def test_a_fitted_answer_is_not_the_luckiest_policy():
+    problem = PROBLEM.with_budgets({"latency_ms": 100.0})
+    rows = np.array(list(itertools.product(range(3), repeat=3)))
+    worse = {False: [], True: []}
+    for seed in range(20):
+        trials = noisy(problem, rows, deviation=0.5, seed=seed)
+        for fitted, own in worse.items():
+            answer = choose(trials, problem, floor=None, fitted=fitted)
+            own.append(answer.costs["sensitivity"] - min(trial.costs["sensitivity"] for trial in trials))
+    assert sum(worse[True]) < 0.5 * sum(worse[False])
+
+
+def test_without_noise_the_fitted_answer_is_the_best_measured():
+    problem = PROBLEM.with_budgets({"latency_ms": 100.0})
+    rows = np.array(list(itertools.product(range(3), repeat=3)))
+    trials = noisy(problem, rows, deviation=0.0, seed=0)
+    assert choose(trials, problem, floor=None, fitted=True) is choose(trials, problem, floor=None)
 
 
 def test_the_leader_is_marked_with_its_lead_over_uniform():

@@ -66,6 +66,7 @@ def bench_regret(
     shares: Sequence[float],
     metrics: Sequence[str],
     score: str,
+    answer: str = "measured",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Run strategies on ground truths and write `regret.json`, `regret.csv`, `curves.json` and a plot per table.
@@ -79,6 +80,7 @@ def bench_regret(
         shares: budgets, as parts of all policies that are within them; none: three from tight to loose.
         metrics: that are budgeted, one at a time; none: bit operations and size.
         score: what the search maximises: `metric` (the table's) or `loss` (least).
+        answer: of what was measured, as `search.answer` says it: `measured` or `fitted`.
         progress: called with cases done and their total.
 
     Returns:
@@ -89,6 +91,8 @@ def bench_regret(
     """
     if score not in ("metric", "loss"):
         raise InputError(f"--score {score}: unknown; known: metric, loss")
+    if answer not in ("measured", "fitted"):
+        raise InputError(f"--answer {answer}: unknown; known: measured, fitted")
     kind: Score = "loss" if score == "loss" else "metric"
     truths = [load_ground_truth(path) for path in tables or shipped()]
     chosen = [contender(text) for text in strategies or CONTENDERS]
@@ -98,13 +102,15 @@ def bench_regret(
         for metric in metrics or BUDGETED
         for case in cases(truth, shares or SHARES, metric=metric, score=kind)
     ]
-    curves = run(chosen, over, seeds=seeds, evaluations=evaluations, progress=progress)
+    fitted = answer == "fitted"
+    curves = run(chosen, over, seeds=seeds, evaluations=evaluations, fitted=fitted, progress=progress)
     units = {truth.name: _unit(truth, kind) for truth in truths}
     by_budget = summary(curves, evaluations=evaluations)
     document = {
         "schema_version": 1,
         "about": {table: _about(unit) for table, unit in units.items()},
         "score": score,
+        "answer": answer,
         "seeds": seeds,
         "evaluations": evaluations,
         "cases": [_case(case) for case in over],
@@ -136,7 +142,7 @@ def _about(unit: str) -> str:
     return (
         f"Strategies maximise {what} on the search split. Regret ({unit}) on the search split: the best score within "
         "budget less the best found. On the test split: the best test score within budget less that of the policy "
-        "which is best on the search split."
+        "which is best on the search split (with --answer fitted: by a fit to what was measured there)."
     )
 
 

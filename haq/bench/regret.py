@@ -13,6 +13,7 @@ from haq.errors import InputError
 from haq.problem import Problem
 from haq.problem_tables import Bools, Floats
 from haq.search import STRATEGIES, check_options, make_strategy
+from haq.search.answer import choose
 from haq.search.warm_start import no_files, warm_sources
 from haq.types import Measurement, Policy, Trial
 
@@ -134,6 +135,7 @@ def run(
     *,
     seeds: int,
     evaluations: int,
+    fitted: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Curves]:
     """Every contender in every case with seeds 0, 1, ...; a strategy without randomness runs once."""
@@ -142,35 +144,35 @@ def run(
     for contender in chosen:
         for case in over:
             count = seeds if contender.seeded else 1
-            rows = [search(contender, case, seed=seed, evaluations=evaluations) for seed in range(count)]
+            rows = [search(contender, case, seed=seed, evaluations=evaluations, fitted=fitted) for seed in range(count)]
             regret = {split: np.repeat([row[split] for row in rows], seeds // count, axis=0) for split in SPLITS}
             result.append(Curves(contender, case, regret))
             progress(len(result), len(chosen) * len(over))
     return result
 
 
-def search(contender: Contender, case: Case, *, seed: int, evaluations: int) -> dict[str, Floats]:
+def search(contender: Contender, case: Case, *, seed: int, evaluations: int, fitted: bool = False) -> dict[str, Floats]:
     """Regret per split after each evaluation of one search.
 
     The answer at any time is the policy of best score on the search split so far, ties broken as `haq search` breaks
-    them: least predicted loss, then the earlier. A search that ends early keeps its answer; one that found nothing has
-    the whole spread of scores as regret.
+    them: least predicted loss, then the earlier; or, `fitted`, that of the least loss by the fit to all so far. A
+    search that ends early keeps its answer; one that found nothing has the whole spread of scores as regret.
     """
     problem = case.problem(contender.metric)
     strategy = make_strategy(contender.strategy, problem, seed=seed, options=contender.options)
-    answer: tuple[float, float, int] | None = None
+    trials: list[Trial] = []
     regret = {split: np.full(evaluations, case.spread(split)) for split in SPLITS}
     for number in range(evaluations):
         proposed: list[Policy] = strategy.suggest(1)
         if not proposed:
             break
-        trial = _trial(problem, case, proposed[0], number)
-        strategy.update([trial])
-        rank = (-trial.measurement.score, trial.costs[problem.objective], number)
-        if answer is None or rank < answer:
-            answer, index = rank, tuple(problem.assignment(trial.policy))
-            for split in SPLITS:
-                regret[split][number:] = case.best(split) - case.scores[split][index]
+        trials.append(_trial(problem, case, proposed[0], number))
+        strategy.update(trials[-1:])
+        answer = choose(trials, problem, floor=None, fitted=fitted)
+        assert answer is not None
+        index = tuple(problem.assignment(answer.policy))
+        for split in SPLITS:
+            regret[split][number:] = case.best(split) - case.scores[split][index]
     return regret
 
 

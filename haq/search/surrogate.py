@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,7 @@ import numpy as np
 from haq.problem import Problem
 from haq.problem_doc import SENSITIVITY
 from haq.problem_tables import Floats, Ints
+from haq.types import Trial
 
 _LAYER, _PAIR, _NOISE = 0.2, 0.1, 0.1
 """Prior scales of layer terms and pair terms relative to the sensitivities, and of the rest to the mean sensitivity."""
@@ -32,6 +33,8 @@ _SHARED = 0.5
 """Part of a layer's error that all of its choices have in common; the rest is its weights' and its activations'."""
 _FLOOR = 0.05
 """A choice without predicted loss may still lose this part of the mean."""
+_NOISES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Candidates where the noise itself is fitted."""
 _SLOPES = np.logspace(-4, 4, 161)
 _SLOPE_DECADES = 1.0
 """b is known to a power of ten or so: what the measurements vary per variation of T."""
@@ -149,16 +152,19 @@ class Fit:
         rows: measured assignments `[N, G]`, at least one.
         measured: what they measured, smaller is better, `[N]`.
         base: takes the place of T at the measured rows: a quantity better known there.
+        noise: standard deviation of what the terms do not explain, in the unit of T.
 
     Attributes:
         standardized: the measurements in the unit of T, `(y - a) / b`.
         likelihood: logarithm, up to a constant.
     """
 
-    def __init__(self, design: Design, rows: Ints, measured: Floats, *, base: Floats | None = None) -> None:
-        self._design, self._rows = design, rows
+    def __init__(
+        self, design: Design, rows: Ints, measured: Floats, *, base: Floats | None = None, noise: float = _NOISE
+    ) -> None:
+        self._design, self._rows, self._noise = design, rows, noise
         base = design.predicted(rows) if base is None else base
-        covariance = design.kernel(rows, rows) + _NOISE**2 * np.eye(len(rows))
+        covariance = design.kernel(rows, rows) + noise**2 * np.eye(len(rows))
         self._inverse = np.linalg.inv(covariance).astype(np.float64)
         self.likelihood, slope, intercept = _likelihood(self._inverse, base, measured)
         self.standardized = (measured - intercept) / slope
@@ -169,6 +175,12 @@ class Fit:
         """The best measurement, in the unit of T."""
         return float(self.standardized.min())
 
+    @property
+    def denoised(self) -> Floats:
+        """The posterior mean of what was measured, without its noise, in the unit of T, `[N]`."""
+        result: Floats = self.standardized - self._noise**2 * (self._inverse @ self._residual)
+        return result
+
     def terms(self) -> Terms:
         """The posterior mean of the coefficients beyond T."""
         return self._explain(self._residual)
@@ -176,7 +188,7 @@ class Fit:
     def draw(self, rng: np.random.Generator) -> Terms:
         """Coefficients from the posterior: from the prior, corrected by what the measurements say (Matheron's rule)."""
         prior = self._design.draw(rng)
-        noise = _NOISE * rng.standard_normal(len(self._rows))
+        noise = self._noise * rng.standard_normal(len(self._rows))
         return total(prior, [self._explain(self._residual - self._design.values(prior, self._rows) - noise)])
 
     def _explain(self, residual: Floats) -> Terms:
@@ -192,17 +204,38 @@ class Fit:
         cross = self._design.kernel(rows, self._rows)
         own = np.array([self._design.kernel(row[None], row[None])[0, 0] for row in rows])
         explained = np.einsum("nm,mk,nk->n", cross, self._inverse, cross)
-        result: Floats = np.sqrt(np.maximum(own - explained, 0.0) + _NOISE**2)
+        result: Floats = np.sqrt(np.maximum(own - explained, 0.0) + self._noise**2)
         return result
 
 
-def fit_loss(design: Design, rows: Ints, losses: Floats) -> Fit:
+def fit_loss(design: Design, rows: Ints, losses: Floats, *, noise: float = _NOISE) -> Fit:
     """The fit of the loss or of its logarithm, whichever is likelier: far from the float model the latter adds up."""
-    plain = Fit(design, rows, losses)
+    plain = Fit(design, rows, losses, noise=noise)
     if (losses <= 0).any():
         return plain
-    other = Fit(design, rows, np.log(losses))
-    return other if other.likelihood - np.log(losses).sum() >= plain.likelihood else plain
+    other = Fit(design, rows, np.log(losses), noise=noise)
+    other.likelihood -= float(np.log(losses).sum())
+    return other if other.likelihood >= plain.likelihood else plain
+
+
+def denoised(problem: Problem, trials: Sequence[Trial]) -> Floats:
+    """The trials' losses (where they have none: minus their scores) without their noise, up to scale, `[N]`.
+
+    The best of many measurements on few samples is mostly lucky. This is the posterior mean of each under the model
+    above, the noise being the likeliest of six; with little noise the order is that of the measurements.
+
+    Args:
+        problem: that was searched; its sensitivities are the prior.
+        trials: measured ones, at least one.
+    """
+    design, rows = Design(problem), np.array([problem.assignment(trial.policy) for trial in trials])
+    losses = np.array([trial.measurement.details.get("loss", math.nan) for trial in trials])
+    scores = np.array([trial.measurement.score for trial in trials])
+    if np.isfinite(losses).all():
+        fits = [fit_loss(design, rows, losses, noise=noise) for noise in _NOISES]
+    else:
+        fits = [Fit(design, rows, -scores, noise=noise) for noise in _NOISES]
+    return max(fits, key=lambda fit: fit.likelihood).denoised
 
 
 def _likelihood(inverse: Floats, base: Floats, measured: Floats) -> tuple[float, float, float]:
