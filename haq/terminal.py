@@ -170,9 +170,11 @@ def show_export(document: dict[str, Any]) -> None:
         print_out(table)
     measured = document["measurement"]
     if measured["fidelity"] not in ("ptq", "bn"):
-        seconds = number_text(measured["seconds"])
+        found = document["search_score"]
+        beside = "" if found is None else f", {found:.4g} when it was searched"
         print_out(
-            f"fine-tuned ({measured['fidelity']}) in {seconds} s: score {measured['score']:.4g} on the search split"
+            f"fine-tuned ({measured['fidelity']}) in {number_text(measured['seconds'])} s: score "
+            f"{measured['score']:.4g} on the search split{beside}"
         )
     if "check" in document:
         found = document["check"]

@@ -147,6 +147,17 @@ def test_a_fine_tuned_policy_is_written_as_it_was_scored(run_haq, tmp_path, poli
     assert list(tmp_path.glob(".haq-*")) == []
 
 
+def test_the_score_of_the_search_is_printed_beside(run_haq, tmp_path, run_folder):
+    file = run_folder / "policy.json"
+    document = json.loads(file.read_text())
+    document["provenance"]["config"]["evaluator"] |= {"kind": "qat", "qat": {"steps": 4}}
+    document["measured"] = {"search_score": 12.5}
+    file.write_text(json.dumps(document))
+    code, printed, _ = run_haq("export", run_folder, "--format", "torch", "--out", tmp_path / "model.safetensors")
+    assert code == 0
+    assert " on the search split, 12.5 when it was searched" in " ".join(printed.split())
+
+
 def test_the_last_rung_is_exported(run_haq, tmp_path, policy):
     files = []
     for ladder in ('["ptq", "bn"]', '["ptq", "qat:3"]', '["ptq", "qat:4"]'):

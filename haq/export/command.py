@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from haq.config import read_json
 from haq.errors import InputError
 from haq.export import ExportOptions, export, exporter
 from haq.export.check import compare
@@ -55,7 +56,8 @@ def export_policy(
         samples: how many of the split, from its start; all by default.
 
     Returns:
-        `file`, `format`, `bytes`, `measurement` on the search split; with `check` also `check` (see `Comparison`) and,
+        `file`, `format`, `bytes`; `measurement` on the search split and the `search_score` that the search found there,
+        if the policy's file says so; with `check` also `check` (see `Comparison`) and,
         for onnx, `kernels`: layer -> its precision, and the operator that ONNX Runtime runs for it.
 
     Raises:
@@ -86,7 +88,7 @@ def export_policy(
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     write(out)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
-    document["measurement"] = measurement.to_doc()
+    document |= {"measurement": measurement.to_doc(), "search_score": _search_score(path)}
     if not check or chosen.load is None:
         return document
     split = experiment.data.search if samples is None else experiment.data.search.head(samples)
@@ -107,6 +109,12 @@ def _rehearse(write: Callable[[Path], None], out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written: {error.strerror or error}; choose another") from error
     with folder as name:
         write(Path(name) / out.name)
+
+
+def _search_score(path: Path) -> float | None:
+    document = read_json(path)
+    measured = document.get("measured") if isinstance(document, dict) else None
+    return measured.get("search_score") if isinstance(measured, dict) else None
 
 
 def _on_cpu(model: QuantizedModel | TrainableModel) -> Callable[[Any], Any]:
