@@ -163,8 +163,8 @@ def bias_tolerance(state: ModelState) -> float:
 def quantize_biases(graph: Graph, *, tolerance: float = BIAS_TOLERANCE) -> None:
     """Biases of convolutions between quantized tensors -> int32, in units of input scale times weight scale.
 
-    Integer kernels want them so. Where rounding would move the result too far (coarse units, at few bits), the bias
-    stays float, and a runtime then computes in float.
+    Integer kernels want them so; none takes 16-bit weights, beside which biases stay float. So do those that rounding
+    would move the result of too far (coarse units, at few bits), and a runtime then computes in float.
     """
     for conv in [node for node in graph.nodes if node.op_type == "Conv" and len(node.input) > 2]:
         source, weight = (graph.producer(name) for name in conv.input[:2])
@@ -173,8 +173,8 @@ def quantize_biases(graph: Graph, *, tolerance: float = BIAS_TOLERANCE) -> None:
             continue
         assert source is not None
         assert weight is not None
-        input_scale = graph.value(source.input[1])
-        if input_scale is None or graph.value(weight.input[1]) is None:
+        input_scale, codes = graph.value(source.input[1]), graph.value(weight.input[0])
+        if input_scale is None or codes is None or codes.dtype.itemsize > 1 or graph.value(weight.input[1]) is None:
             continue
         _widen(graph, weight, np.abs(bias) / (float(input_scale) * _LARGEST_BIAS))
         unit = np.broadcast_to((input_scale * _known(graph, weight.input[1])).astype(np.float32), bias.shape)

@@ -27,7 +27,7 @@ _CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
 def save_torch(state: ModelState, path: Path) -> None:
     """Write `state` to `path`.
 
-    Tensors: `<layer>.weight_codes.<i>` (int8, where they need more int16 or int32, `[rows, n]`),
+    Tensors: `<layer>.weight_codes.<i>` (int8, or uint8, int16, int32 where they need it, `[rows, n]`),
     `<layer>.weight_scale.<i>` and `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each block i of rows that share a
     scale, and the rest of the state dict under its own names. The metadata entry `haq` is a JSON document: policy,
     quantization settings, activation ranges, folded batch norms.
@@ -84,10 +84,8 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
 
 def _narrowest(codes: Tensor) -> Tensor:
     low, high = int(codes.min()), int(codes.max())
-    kinds = (
-        kind for kind in (torch.int8, torch.int16) if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max
-    )
-    return codes.to(next(kinds, torch.int32))
+    limits = ((kind, torch.iinfo(kind)) for kind in (torch.int8, torch.uint8, torch.int16))
+    return codes.to(next((kind for kind, held in limits if held.min <= low and high <= held.max), torch.int32))
 
 
 def _stored(name: str, tensor: Tensor, state: ModelState) -> Tensor:

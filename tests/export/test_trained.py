@@ -84,6 +84,17 @@ def test_onnx_runtime_computes_the_trained_model(tmp_path, fine_tune, digits_cnn
     assert_the_same(outputs(tuner, digits_images), OnnxRunner(path.read_bytes())(digits_images), share=0.05)
 
 
+def test_no_bias_is_rounded_beside_16_bit_codes(tmp_path, fine_tune, digits_cnn, digits_images):
+    onnx = pytest.importorskip("onnx")
+    rounded = {}
+    for quantizer in ("lsq", "dorefa"):
+        tuner, path = fine_tune(quantizer, "w8a8"), tmp_path / f"{quantizer}.onnx"
+        export(tuner.model, digits_cnn, path, inputs=digits_images[:2], format="onnx")
+        rounded[quantizer] = {n.name for n in onnx.load(path).graph.node if n.name.endswith(".bias.dequantize")}
+    assert rounded["lsq"]
+    assert not rounded["dorefa"]  # 8-bit levels are codes of 9 bits, for which there are no integer kernels
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"weight_granularity": "group", "group_size": 10}, {"weight_granularity": "tensor", "weight_scheme": "affine"}],
