@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from haq import Experiment
+from haq.export.command import export_policy
 from haq.types import Measurement, Policy, Precision
 
 pytestmark = [
@@ -63,3 +65,15 @@ def test_sensitivities_are_those_of_the_cpu(metric: str) -> None:
 
 def test_auto_is_the_gpu() -> None:
     assert Experiment.load(QUICKSTART).compute_device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", ["qat", "shared"])
+def test_what_was_fine_tuned_there_is_exported(kind: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(
+        QUICKSTART, overrides=("evaluator.device='cuda'", f"evaluator.kind='{kind}'", *TRAINING)
+    )
+    policy = Policy.uniform(experiment.network.layer_names, Precision.parse("w4a8"))
+    (tmp_path / "policy.json").write_text(json.dumps(policy.to_doc()))
+    document = export_policy(experiment, tmp_path, tmp_path / "m.safetensors", format="torch", check=True)
+    assert document["check"]["agreement"] >= 99.0
+    assert document["check"]["score"] == pytest.approx(document["measurement"]["score"], abs=0.5)
