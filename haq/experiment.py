@@ -28,6 +28,7 @@ from haq.evaluate import (
     MixedModel,
     PTQEvaluator,
     QATEvaluator,
+    Scoring,
     SplitEvaluator,
     check_not_folded,
 )
@@ -303,32 +304,28 @@ class Experiment:
         return self._evaluators[split, rung]
 
     def _evaluator(self, split: str, rung: str) -> SplitEvaluator:
-        config, data = self.config.evaluator, getattr(self.data, split)
-        samples = config.samples if split == "search" else None
+        data, scoring = getattr(self.data, split), self._scoring(split)
         kind, _, steps = rung.partition(":")
         if kind in ("ptq", "bn"):
-            return PTQEvaluator(
-                self.quantized,
-                data,
-                metric=self.metric,
-                loss=self.loss,
-                batch_size=config.batch_size,
-                samples=samples,
-                kind="bn" if kind == "bn" else "ptq",
-                standard_error=split == "test",
-                amp=config.amp,
-            )
+            return PTQEvaluator(self.quantized, data, kind="bn" if kind == "bn" else "ptq", scoring=scoring)
         return QATEvaluator(
             self.fine_tuner,
             self.quantized,
             data,
+            kind="shared" if kind == "shared" else "qat",
+            steps=int(steps) if steps else None,
+            scoring=scoring,
+        )
+
+    def _scoring(self, split: str) -> Scoring:
+        config = self.config.evaluator
+        return Scoring(
             metric=self.metric,
             loss=self.loss,
             batch_size=config.batch_size,
-            samples=samples,
-            kind="shared" if kind == "shared" else "qat",
-            steps=int(steps) if steps else None,
+            samples=config.samples if split == "search" else None,
             standard_error=split == "test",
+            amp=config.amp,
         )
 
     def sensitivity(self, *, file: Path | None = None, progress: Progress | None = None) -> SensitivityTable:

@@ -5,7 +5,7 @@ from haq.evaluate.fine_tuning import FineTuner
 from haq.evaluate.mixed import MixedModel, check_not_folded
 from haq.evaluate.ptq import PTQEvaluator
 from haq.evaluate.qat import QATEvaluator
-from haq.evaluate.scoring import SplitEvaluator
+from haq.evaluate.scoring import Scoring, SplitEvaluator
 from haq.execute import LocalExecutor
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MixedModel",
     "PTQEvaluator",
     "QATEvaluator",
+    "Scoring",
     "SplitEvaluator",
     "check_not_folded",
 ]

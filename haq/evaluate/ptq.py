@@ -7,8 +7,7 @@ import time
 from typing import Literal
 
 from haq.errors import InputError
-from haq.evaluate.base import Loss, Metric
-from haq.evaluate.scoring import Batches, SplitEvaluator
+from haq.evaluate.scoring import Batches, Scoring, SplitEvaluator
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
 from haq.types import Measurement, Policy
 
@@ -20,12 +19,7 @@ class PTQEvaluator(SplitEvaluator):
         model: switched to each policy in turn; left at the last one.
         split: what to score on; put on the model's device once.
         kind: `bn` re-estimates batch norm for each policy, whatever the model's quantization settings say.
-        metric: as `SplitEvaluator` takes it, like all that follow.
-        loss: likewise.
-        batch_size: likewise.
-        samples: likewise.
-        standard_error: likewise.
-        amp: likewise.
+        scoring: how the outputs are scored.
 
     Raises:
         InputError: unknown metric or loss.
@@ -37,23 +31,9 @@ class PTQEvaluator(SplitEvaluator):
         split: Batches,
         *,
         kind: Literal["ptq", "bn"] = "ptq",
-        metric: str | Metric = "accuracy",
-        loss: str | Loss | None = "cross_entropy",
-        batch_size: int = 256,
-        samples: int | None = None,
-        standard_error: bool = False,
-        amp: bool = False,
+        scoring: Scoring = Scoring(),
     ) -> None:
-        super().__init__(
-            model,
-            split,
-            metric=metric,
-            loss=loss,
-            batch_size=batch_size,
-            samples=samples,
-            standard_error=standard_error,
-            amp=amp,
-        )
+        super().__init__(model, split, scoring=scoring)
         self._reestimates = kind == "bn" or model.quantization.batch_norm == "reestimate"
 
     @property

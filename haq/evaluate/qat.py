@@ -7,9 +7,8 @@ import time
 from typing import Literal
 
 from haq.errors import InputError
-from haq.evaluate.base import Loss, Metric
 from haq.evaluate.fine_tuning import FineTuner
-from haq.evaluate.scoring import Batches, SplitEvaluator
+from haq.evaluate.scoring import Batches, Scoring, SplitEvaluator
 from haq.quant import QuantizedModel
 from haq.types import Measurement, Policy
 
@@ -23,12 +22,7 @@ class QATEvaluator(SplitEvaluator):
         split: what to score on; never what `tuner` trains on.
         kind: `qat` trains each policy; `shared` scores it with the tuner's jointly trained weights.
         steps: of a policy's training, in place of the tuner's settings.
-        metric: as `SplitEvaluator` takes it, like all that follow.
-        loss: likewise.
-        batch_size: likewise.
-        samples: likewise.
-        standard_error: likewise.
-        amp: likewise.
+        scoring: how the outputs are scored.
 
     Raises:
         InputError: unknown metric or loss.
@@ -42,23 +36,9 @@ class QATEvaluator(SplitEvaluator):
         *,
         kind: Literal["qat", "shared"] = "qat",
         steps: int | None = None,
-        metric: str | Metric = "accuracy",
-        loss: str | Loss | None = "cross_entropy",
-        batch_size: int = 256,
-        samples: int | None = None,
-        standard_error: bool = False,
-        amp: bool = False,
+        scoring: Scoring = Scoring(),
     ) -> None:
-        super().__init__(
-            model,
-            split,
-            metric=metric,
-            loss=loss,
-            batch_size=batch_size,
-            samples=samples,
-            standard_error=standard_error,
-            amp=amp,
-        )
+        super().__init__(model, split, scoring=scoring)
         self._tuner, self._kind, self._steps = tuner, kind, steps
 
     @property

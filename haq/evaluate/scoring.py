@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,47 +26,52 @@ class Batches(Protocol):
     def batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]: ...
 
 
-class SplitEvaluator:
-    """What the evaluators have in common: the split they score on, metric and loss, and the float model's score.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """How outputs on a split are scored, whatever evaluator they come from.
 
     Metric and loss are called once, with the outputs of all batches joined along the first dimension, so that scores
     which are no mean over samples (F1, mean average precision) come out right.
 
-    Args:
-        model: the quantized model; left at the policy that was scored last, or float.
-        split: what to score on; put on the model's device once.
+    Attributes:
         metric: a name in `METRICS` or your own function.
         loss: a name in `LOSSES`, your own function, or `None` to leave it out of the details.
         batch_size: samples per forward pass.
         samples: how many of the split, from its start; all by default.
         standard_error: put `score_error`, the standard error of the score, into the details; for accuracy and agreement
             it is always there, for other metrics it takes ten more calls of the metric.
-        amp: run the model in bfloat16 autocast. Calibration and compensations stay in float32, and so do metric and
-            loss, which get their tensors on the CPU in any case.
+        amp: run the model in bfloat16 autocast. Calibration, training and compensations are not changed by it, and
+            metric and loss stay in float32; they get their tensors on the CPU in any case.
+    """
+
+    metric: str | Metric = "accuracy"
+    loss: str | Loss | None = "cross_entropy"
+    batch_size: int = 256
+    samples: int | None = None
+    standard_error: bool = False
+    amp: bool = False
+
+
+class SplitEvaluator:
+    """What the evaluators have in common: the split they score on, how, and the float model's score.
+
+    Args:
+        model: the quantized model; left at the policy that was scored last, or float.
+        split: what to score on; put on the model's device once.
+        scoring: how.
 
     Raises:
         InputError: unknown metric or loss.
     """
 
-    def __init__(
-        self,
-        model: QuantizedModel,
-        split: Batches,
-        *,
-        metric: str | Metric = "accuracy",
-        loss: str | Loss | None = "cross_entropy",
-        batch_size: int = 256,
-        samples: int | None = None,
-        standard_error: bool = False,
-        amp: bool = False,
-    ) -> None:
+    def __init__(self, model: QuantizedModel, split: Batches, *, scoring: Scoring) -> None:
         self.model = model
-        self._amp = amp
-        self._metric = _named(METRICS, metric, "metric")
-        self._loss = None if loss is None else _named(LOSSES, loss, "loss")
-        self._standard_error = standard_error
-        part = split if samples is None else split.head(samples)
-        batches = list(part.batches(batch_size))
+        self._amp = scoring.amp
+        self._metric = _named(METRICS, scoring.metric, "metric")
+        self._loss = None if scoring.loss is None else _named(LOSSES, scoring.loss, "loss")
+        self._standard_error = scoring.standard_error
+        part = split if scoring.samples is None else split.head(scoring.samples)
+        batches = list(part.batches(scoring.batch_size))
         self._inputs = [model.to_device(inputs) for inputs, _ in batches]
         self._targets = map_tensors(Tensor.cpu, joined([targets for _, targets in batches]))
         self._float: Measurement | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from haq import Experiment, InputError
 from haq.cli import main
-from haq.evaluate import PTQEvaluator
+from haq.evaluate import PTQEvaluator, Scoring
 from haq.quant import QuantizedModel
 from haq.quant.training import SCHEMES, TrainableModel
 from haq.types import Policy, Precision
@@ -104,11 +104,24 @@ def test_amp_computes_in_bfloat16_and_scores_in_float32() -> None:
     scores = {}
     for amp in (False, True):
         quantized.module.seen.clear()
-        scores[amp] = PTQEvaluator(quantized, split, metric=error, loss=None, amp=amp).float_score()
+        scoring = Scoring(metric=error, loss=None, amp=amp)
+        scores[amp] = PTQEvaluator(quantized, split, scoring=scoring).float_score()
         assert set(quantized.module.seen) == {torch.bfloat16 if amp else torch.float32}
     assert dtypes == [torch.float32, torch.float32]
     assert scores[False] == pytest.approx(0.0, abs=1e-5)
     assert -0.05 < scores[True] < -1e-4
+
+
+@pytest.mark.parametrize("rung", ["ptq", "bn", "shared", "qat"])
+def test_amp_of_an_experiment_holds_on_every_rung(rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = "def exact(outputs, targets):\n    return float(outputs.bfloat16().float().equal(outputs))\n"
+    (tmp_path / "in_bfloat16.py").write_text(metric)
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = ("evaluator.kind='qat'", "evaluator.qat.steps=1", "evaluator.qat.samples=128")
+    scored = ("evaluator.metric='in_bfloat16:exact'", "evaluator.samples=64", "quantization.calibration_samples=64")
+    for amp in (False, True):
+        pieces = experiment(*trained, *scored, f"evaluator.amp={str(amp).lower()}")
+        assert pieces.evaluator("search", rung=rung)(pieces.reference_policy).score == float(amp)
 
 
 def to_meta(module: nn.Module) -> nn.Module:

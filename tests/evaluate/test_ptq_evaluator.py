@@ -9,7 +9,7 @@ from torch import nn
 
 from haq.config import QuantizationConfig
 from haq.errors import InputError
-from haq.evaluate import LOSSES, METRICS, LocalExecutor, PTQEvaluator
+from haq.evaluate import LOSSES, METRICS, LocalExecutor, PTQEvaluator, Scoring
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
 from haq.types import Policy, Precision
 from haq.zoo import Split, load_digits, load_model
@@ -35,7 +35,7 @@ def logits(model, inputs) -> torch.Tensor:
 
 
 def test_score_and_loss_are_those_of_the_outputs(model, digits):
-    measured = PTQEvaluator(model, digits.search, batch_size=50)(uniform(model, "w3a4"))
+    measured = PTQEvaluator(model, digits.search, scoring=Scoring(batch_size=50))(uniform(model, "w3a4"))
     outputs = logits(model, digits.search.inputs)
     correct = float((outputs.argmax(1) == digits.search.targets).double().mean())
     assert measured.ok
@@ -64,7 +64,7 @@ def test_evaluations_repeat_exactly_whatever_came_between(model, digits):
 
 
 def test_only_the_first_samples_are_scored(model, digits):
-    measured = PTQEvaluator(model, digits.search, batch_size=16, samples=40)(uniform(model, "w2a4"))
+    measured = PTQEvaluator(model, digits.search, scoring=Scoring(batch_size=16, samples=40))(uniform(model, "w2a4"))
     part = digits.search.head(40)
     assert measured.score == METRICS["accuracy"](logits(model, part.inputs), part.targets)
 
@@ -119,7 +119,9 @@ def test_users_outputs_reach_their_metric_whole():
         calls.append(outputs)
         return -float((outputs["value"] - targets["wanted"]).abs().median())  # no mean over batches
 
-    measured = PTQEvaluator(model, split, metric=score, loss=None, batch_size=8)(uniform(model, "w4a8"))
+    measured = PTQEvaluator(model, split, scoring=Scoring(metric=score, loss=None, batch_size=8))(
+        uniform(model, "w4a8")
+    )
     expected = logits(model, {"a": a, "b": b})
     assert len(calls) == 1
     assert measured.score == pytest.approx(-float((expected["value"] - targets["wanted"]).abs().median()))
@@ -131,7 +133,9 @@ def test_users_outputs_reach_their_metric_whole():
 def test_regression_has_its_metric_and_loss():
     x, y = torch.randn(30, 4), torch.randn(30, 2)
     model = QuantizedModel(nn.Sequential(nn.Linear(4, 2)).eval(), calibration=[(x, y)])
-    measured = PTQEvaluator(model, Split(x, y), metric="negative_mse", loss="mse")(uniform(model, "w8a8"))
+    measured = PTQEvaluator(model, Split(x, y), scoring=Scoring(metric="negative_mse", loss="mse"))(
+        uniform(model, "w8a8")
+    )
     assert measured.score == pytest.approx(-float(F.mse_loss(logits(model, x), y)))
     assert measured.details["loss"] == -measured.score
 
@@ -153,18 +157,18 @@ def test_what_the_user_gave_is_named_in_errors(model, digits):
 
     policy = uniform(model, "w8a8")
     with pytest.raises(InputError, match=r"the metric 'broken' failed on outputs .*: 'boxes'"):
-        PTQEvaluator(model, digits.search, metric=broken)(policy)
+        PTQEvaluator(model, digits.search, scoring=Scoring(metric=broken))(policy)
     with pytest.raises(InputError, match="the loss 'broken' failed"):
-        PTQEvaluator(model, digits.search, loss=broken)(policy)
+        PTQEvaluator(model, digits.search, scoring=Scoring(loss=broken))(policy)
     with pytest.raises(
         InputError,
         match="unknown metric 'f1'; known: accuracy, agreement, negative_kl, negative_mse, or give a function",
     ):
-        PTQEvaluator(model, digits.search, metric="f1")
+        PTQEvaluator(model, digits.search, scoring=Scoring(metric="f1"))
     with pytest.raises(InputError, match="unknown loss 'hinge'; known: cross_entropy, kl_divergence, mse"):
-        PTQEvaluator(model, digits.search, loss="hinge")
+        PTQEvaluator(model, digits.search, scoring=Scoring(loss="hinge"))
     with pytest.raises(InputError, match="mse needs outputs and targets of one shape"):
-        PTQEvaluator(model, digits.search, metric="negative_mse")(policy)
+        PTQEvaluator(model, digits.search, scoring=Scoring(metric="negative_mse"))(policy)
     with pytest.raises(InputError, match="accuracy needs outputs that are one tensor, got dict; name your own"):
         METRICS["accuracy"]({}, torch.zeros(3))
     with pytest.raises(InputError, match="missing stem"):
@@ -183,7 +187,7 @@ def test_what_fails_under_one_policy_only_is_that_policys_failure(model, digits,
             return failure
         return 1.0
 
-    evaluator = PTQEvaluator(model, digits.search.head(20), metric=metric)
+    evaluator = PTQEvaluator(model, digits.search.head(20), scoring=Scoring(metric=metric))
     measured = [evaluator.float_measurement(), *(evaluator(uniform(model, text)) for text in ("w2a8", "w8a8"))]
     assert [m.ok for m in measured] == [True, False, True]
     assert "no positives" in measured[1].error or "nan" in measured[1].error
@@ -197,7 +201,8 @@ def test_data_that_does_not_fit_the_model_is_an_input_error(model, digits):
 
 @pytest.mark.parametrize(("wanted", "known"), [(True, True), (False, False)])
 def test_the_standard_error_of_any_metric_on_request(model, digits, wanted, known):
-    evaluator = PTQEvaluator(model, digits.search, metric=METRICS["accuracy"].__call__, standard_error=wanted)
+    scoring = Scoring(metric=METRICS["accuracy"].__call__, standard_error=wanted)
+    evaluator = PTQEvaluator(model, digits.search, scoring=scoring)
     details = evaluator.float_measurement().details
     assert ("score_error" in details) == known
     if known:
@@ -217,7 +222,7 @@ def test_outputs_that_cannot_be_joined_say_what_to_do():
     x = torch.randn(5, 4)
     model = QuantizedModel(Ragged().eval(), calibration=[(x, None)])
     with pytest.raises(InputError, match=r"cannot be joined, their shapes are \[\(2, 2\), \(3, 3\)\]; return tensors"):
-        PTQEvaluator(model, Split(x, x), batch_size=3)(uniform(model, "w8a8"))
+        PTQEvaluator(model, Split(x, x), scoring=Scoring(batch_size=3))(uniform(model, "w8a8"))
 
 
 def test_dense_predictions_count_every_pixel():
@@ -229,7 +234,7 @@ def test_dense_predictions_count_every_pixel():
 
 
 def test_the_local_executor_answers_in_order(model, digits):
-    evaluator = PTQEvaluator(model, digits.search, samples=50)
+    evaluator = PTQEvaluator(model, digits.search, scoring=Scoring(samples=50))
     executor = LocalExecutor(evaluator)
     policies = [uniform(model, "w8a8"), uniform(model, "w2a4")]
     for policy in policies:

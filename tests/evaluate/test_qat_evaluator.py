@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from haq.config import QATConfig, load_experiment
 from haq.errors import InputError
-from haq.evaluate import FineTuner, PTQEvaluator, QATEvaluator
+from haq.evaluate import FineTuner, PTQEvaluator, QATEvaluator, Scoring
 from haq.evaluate.distillation import DISTILLATIONS
 from haq.experiment import Experiment
 from haq.quant import QuantizedModel
@@ -150,6 +150,7 @@ def both(outputs: Any, targets: Any) -> Tensor:
 def test_regression_with_several_inputs_and_outputs_and_an_own_training_step():
     model, data = regression()
     wrapped = QuantizedModel(model, calibration=data.batches(32))
+    scoring = Scoring(metric=lambda o, t: -float(both(o, t)), loss=None)
     seen: list[int] = []
 
     def own_step(network: Any, inputs: Any, targets: Any) -> Tensor:
@@ -159,10 +160,9 @@ def test_regression_with_several_inputs_and_outputs_and_an_own_training_step():
     def measured(**options: Any) -> float:
         settings = QATConfig(steps=40, batch_size=32, learning_rate=0.02)
         tuner = FineTuner(model, wrapped, data, settings=settings, loss=both, **options)
-        score = QATEvaluator(tuner, wrapped, data, metric=lambda o, t: -float(both(o, t)), loss=None)
-        return score(uniform(wrapped, "w4a4")).score
+        return QATEvaluator(tuner, wrapped, data, scoring=scoring)(uniform(wrapped, "w4a4")).score
 
-    plain = PTQEvaluator(wrapped, data, metric=lambda o, t: -float(both(o, t)), loss=None)(uniform(wrapped, "w4a4"))
+    plain = PTQEvaluator(wrapped, data, scoring=scoring)(uniform(wrapped, "w4a4"))
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     by_loss = measured()
