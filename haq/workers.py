@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from haq.cache_key import measurement_context
 from haq.config import ExperimentConfig, QuantizationConfig
 from haq.errors import InputError
 from haq.evaluate import Evaluator
@@ -80,7 +81,7 @@ def open_executor(
     caching = None
     if (folder := experiment.cache_folder) is not None:
         threads, device = (None, None) if local else (worker_threads(config), worker_device(config))
-        context = experiment.measurement_context(rung=rung, threads=threads, device=device)
+        context = measurement_context(experiment, rung=rung, threads=threads, device=device)
         executor = caching = CachingExecutor(executor, MeasurementCache(folder, context, on_error=note))
     with closing(executor):
         yield executor

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from haq.cache_key import measurement_context
 from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache
 from haq.experiment import Experiment
 from haq.files import write_bytes, write_json, write_text
@@ -145,7 +146,7 @@ class Case:
     def executor(self) -> Executor:
         local = LocalExecutor(self.experiment.evaluator("search"))
         folder = self.experiment.cache_folder
-        cache = None if folder is None else MeasurementCache(folder, self.experiment.measurement_context())
+        cache = None if folder is None else MeasurementCache(folder, measurement_context(self.experiment))
         executor = local if cache is None else CachingExecutor(local, cache)
         return LossScored(executor) if self._score == "loss" else executor
 

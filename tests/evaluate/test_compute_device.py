@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq import Experiment, InputError
+from haq.cache_key import measurement_context
 from haq.cli import main
 from haq.evaluate import PTQEvaluator, Scoring
 from haq.quant import QuantizedModel
@@ -69,9 +70,9 @@ def test_workers_use_a_gpu_where_they_reserve_one() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_the_name_of_the_device_is_no_reason_to_measure_again_but_amp_is() -> None:
-    contexts = [experiment(*one).measurement_context() for one in ((), ("evaluator.device='cpu'",))]
+    contexts = [measurement_context(experiment(*one)) for one in ((), ("evaluator.device='cpu'",))]
     assert contexts[0] == contexts[1]
-    assert experiment("evaluator.amp=true").measurement_context() != contexts[0]
+    assert measurement_context(experiment("evaluator.amp=true")) != contexts[0]
 
 
 class Output(NamedTuple):

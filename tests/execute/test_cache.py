@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from haq import Experiment, InputError, Measurement, Policy, Precision, run_experiment
+from haq.cache_key import measurement_context
 from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache, cache_folder, cache_info, clear_cache
 
 POLICY = Policy({"a": Precision.parse("w4a8"), "b": Precision.parse("w2a4")})
@@ -163,7 +164,7 @@ def test_what_is_known_is_not_evaluated(kept):
 
 
 def context(*overrides):
-    return Experiment.load(QUICKSTART, overrides=(*SMALL, *overrides)).measurement_context()
+    return measurement_context(Experiment.load(QUICKSTART, overrides=(*SMALL, *overrides)))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_other_weights_and_an_edited_metric_are_in_the_key(tmp_path, monkeypatch
     experiment.model.fc2.weight.data.mul_(1.5)
     changed = Experiment.load(QUICKSTART, overrides=SMALL)
     changed.__dict__["model"] = experiment.model
-    assert changed.measurement_context()["hashes"]["model"] != before
+    assert measurement_context(changed)["hashes"]["model"] != before
 
 
 def scores(folder):
