@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from haq.errors import InputError
+from haq.files import read_toml
 from haq.types import METRICS, Format, Precision
 
 Reference = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
@@ -405,58 +406,6 @@ def _key_parts(key: str, assignment: str) -> list[str]:
     if not parts:
         raise InputError(f"--set {assignment}: write key.sub=value")
     return parts
-
-
-def _read_text(path: Path) -> str:
-    """The content of a UTF-8 file; a byte order mark, as some editors put it, is left out."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read: not UTF-8 text (byte {error.start}: {error.reason})") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {reason}") from error
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file.
-
-    Raises:
-        InputError: missing, unreadable or not TOML; one line with the file.
-    """
-    try:
-        return tomllib.loads(_read_text(path))
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file strictly: no duplicate keys, no NaN or Infinity.
-
-    Raises:
-        InputError: missing, unreadable, or not strict JSON; one line with the file.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
-        return result
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not a number that can be used here")
-
-    try:
-        return json.loads(_read_text(path), object_pairs_hook=unique, parse_constant=refuse)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
 
 
 def one_line(error: ValidationError) -> str:

@@ -15,9 +15,10 @@ import torch
 from pydantic import ValidationError
 
 from haq.checks import check_loss, check_names, check_objective, check_strategy
-from haq.config import ExperimentConfig, QATConfig, load_experiment, one_line, read_json
+from haq.config import ExperimentConfig, QATConfig, load_experiment, one_line
 from haq.errors import InputError
 from haq.evaluate import FineTuner, MixedModel, PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator, check_not_folded
+from haq.files import read_json
 from haq.hardware import require_metrics
 from haq.imports import guarded
 from haq.pieces import Pieces

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from haq.config import read_json
 from haq.errors import InputError
 from haq.export.foreign import foreign_policy
+from haq.files import read_json
 from haq.search.journal import stored_trials
 from haq.types import Network, Policy
 

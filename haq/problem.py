@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from haq.config import read_json
 from haq.errors import InfeasibleError, InputError
+from haq.files import read_json
 from haq.problem_breakdown import Contribution, contributions
 from haq.problem_build import build
 from haq.problem_doc import PEAK, SENSITIVITY, ProblemDoc, check_bounds, check_metrics, check_names, parse, to_doc

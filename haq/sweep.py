@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from haq.config import one_line, read_toml
+from haq.config import one_line
 from haq.errors import InfeasibleError, InputError
 from haq.experiment import Experiment
-from haq.files import write_json
+from haq.files import read_toml, write_json
 from haq.report import compare_runs
 from haq.run import run_experiment
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from haq.config import read_json
+from haq.files import read_json
 from haq.problem import Problem
 from haq.search import RandomSearch, SearchStrategy
 from haq.search.actor_critic import ActorCritic

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from haq.config import read_json
+from haq.files import read_json
 from haq.problem import Problem
 from haq.search.solve import solve_document
 

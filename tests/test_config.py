@@ -2,8 +2,9 @@
 
 import pytest
 
-from haq.config import load_experiment, read_json
+from haq.config import load_experiment
 from haq.errors import InputError
+from haq.files import read_json
 
 GOOD = """
 name = "x"

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from haq.config import read_json
 from haq.errors import InputError
-from haq.files import write_bytes, write_json
+from haq.files import read_json, write_bytes, write_json
 from haq.problem import Problem
 from haq.problem_tables import Floats, Ints
 from haq.types import Measurement, Policy

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from haq.config import read_json
 from haq.errors import InputError
 from haq.export import ExportOptions, export, exporter
 from haq.export.check import compare
+from haq.files import read_json
 from haq.quant import QuantizedModel
 from haq.quant.training import TrainableModel
 from haq.quant.tree import map_tensors

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from haq.config import read_json
 from haq.errors import InputError
 from haq.export.onnx_graph import Graph, attribute
 from haq.export.onnx_trace import OPSET, trace_marked
 from haq.export.onnx_weights import fold_batch_norms, name_float_layers
 from haq.export.state import LayerState, ModelState, check_codes
-from haq.files import write_bytes, write_json
+from haq.files import read_json, write_bytes, write_json
 from haq.quant.quantizers import PerTensorInteger
 
 _ACTIVATION_TYPES = {4: "QUInt4", 8: "QUInt8", 16: "QUInt16"}

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from haq.config import one_line, read_toml
+from haq.config import one_line
 from haq.errors import InputError
+from haq.files import read_toml
 from haq.hardware.sections import (
     OP_CLASSES,
     AlignmentRow,

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haq.config import read_json
 from haq.costs import cost_report
 from haq.errors import InputError
-from haq.files import write_json
+from haq.files import read_json, write_json
 from haq.hardware import profile_warnings
 from haq.problem import Problem
 from haq.profiling.base import Prepared, Runtime

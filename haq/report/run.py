@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from haq.config import one_line, read_json
+from haq.config import one_line
 from haq.errors import InputError
+from haq.files import read_json
 from haq.types import Format, Policy, Precision, Trial
 
 PolicyDoc = Annotated[Policy, BeforeValidator(Policy.from_doc)]

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from haq.config import read_json
 from haq.errors import InputError
-from haq.files import write_json
+from haq.files import read_json, write_json
 from haq.quant.model import QuantizedModel
 from haq.quant.tree import tensors_in
 from haq.types import Format, Precision

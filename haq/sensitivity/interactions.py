@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from haq.config import read_json
 from haq.errors import InputError
-from haq.files import write_json
+from haq.files import read_json, write_json
 from haq.quant.model import QuantizedModel
 from haq.quant.tree import tensors_in
 from haq.sensitivity.base import Loss, Progress, Samples, table_signature
