@@ -133,8 +133,11 @@ def sweep(
     if as_json:
         print_json({"folder": str(out), "runs": rows})
         return
-    failed = sum(bool(row["error"]) for row in rows)
-    print_out(f"{len(rows) - failed} runs done, {failed} failed\ncomparison: {out / 'compare' / 'compare.html'}")
+    failed, stopped = sum(bool(row["error"]) for row in rows), sum("stopped_after" in row for row in rows)
+    early = f", {stopped} stopped early" if stopped else ""
+    print_out(f"{len(rows) - failed - stopped} runs done{early}, {failed} failed")
+    if (page := out / "compare" / "compare.html").exists():
+        print_out(f"comparison: {page}")
 
 
 @app.command()
@@ -535,7 +538,7 @@ def _other(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    searching = sys.argv[1:2] in (["search"], ["profile"])
+    searching = sys.argv[1:2] in (["search"], ["profile"], ["sweep"])
     return _fail("interrupted" + "; add --resume to go on where it stopped" * searching, EXIT_INTERRUPTED)
 
 

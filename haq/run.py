@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def run_experiment(
     resume: bool = False,
     command: str = "",
     reporter: Reporter | None = None,
+    on_proposal: Callable[[float | None], None] = lambda score: None,
 ) -> tuple[Path, dict[str, Any]]:
     """Search, measure, and write the run folder.
 
@@ -82,6 +84,8 @@ def run_experiment(
         resume: go on with a killed run.
         command: how the user started it, for the provenance.
         reporter: shows progress.
+        on_proposal: called with the score of each policy that the strategy proposed, replayed ones too; `None` where it
+            could not be measured.
 
     Returns:
         The run folder and the content of its `result.json`.
@@ -104,11 +108,18 @@ def run_experiment(
             _check_float(experiment.evaluator(split), split)
     parallel = _parallel(experiment, folder / JOURNAL, resume=resume)
     with Journal.open(folder / JOURNAL, _setup(experiment, parallel), resume=resume) as journal:
-        return folder, _run(experiment, folder, journal, stages, command=command, parallel=parallel)
+        return folder, _run(experiment, folder, journal, stages, on_proposal, command=command, parallel=parallel)
 
 
 def _run(
-    experiment: Experiment, folder: Path, journal: Journal, stages: Stages, *, command: str, parallel: int
+    experiment: Experiment,
+    folder: Path,
+    journal: Journal,
+    stages: Stages,
+    on_proposal: Callable[[float | None], None],
+    *,
+    command: str,
+    parallel: int,
 ) -> dict[str, Any]:
     config, show = experiment.config, stages.reporter
     evaluator = experiment.evaluator("search")
@@ -135,6 +146,8 @@ def _run(
             done = next(shown)
             show.step(done, max(expected, done))
             show.note(_trial_line(trial, problem) + leader.mark(trial))
+            if trial.number >= len(fixed):
+                on_proposal(trial.measurement.score if trial.measurement.ok else None)
 
         with open_executor(experiment, note=show.note) as executor:
             run_search(

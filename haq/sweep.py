@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from haq.config import one_line
+from haq.config import ExperimentConfig, one_line
 from haq.errors import InfeasibleError, InputError
 from haq.experiment import Experiment
-from haq.files import read_toml, write_json
+from haq.files import read_json, read_toml, write_json
 from haq.report import compare_runs
 from haq.run import run_experiment
 
 _TUNE = "tune"
+_COMPARED = ("device.profile=", "budgets=")
+"""The axes whose points are problems of their own, whose scores cannot be compared."""
+
+
+class SchedulerConfig(BaseModel):
+    """Which runs are ended early."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    kind: Literal["asha"]
+    """Asynchronous successive halving: those whose best proposal is behind that of others for the same problem."""
+    grace_evaluations: int = Field(4, ge=1)
+    """Evaluations of its strategy's proposals that every run makes."""
+    reduction: float = Field(3.0, gt=1)
+    """One in so many goes on from there, and again after so many times the evaluations."""
 
 
 class SweepConfig(BaseModel):
@@ -37,14 +50,23 @@ class SweepConfig(BaseModel):
     budgets: tuple[dict[str, float | str], ...] = ()
     options: dict[str, dict[str, Any]] = {}
     """Strategy -> its `search.options`."""
+    scheduler: SchedulerConfig | None = None
+    """Default: every run makes all its evaluations."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One point of the grid: `label` names its folder, `overrides` are what differs from the experiment."""
+    """One point of the grid.
+
+    Attributes:
+        label: names its folder.
+        overrides: what differs from the experiment.
+        group: the runs of one device and one set of budgets.
+    """
 
     label: str
     overrides: tuple[str, ...]
+    group: str
 
 
 def load_sweep(path: Path) -> SweepConfig:
@@ -77,7 +99,8 @@ def sweep_runs(config: SweepConfig) -> list[SweepRun]:
     for point in itertools.product(*(axis for axis in axes if axis)):
         label = "-".join(name for name, _ in point) or "only"
         overrides = tuple(override for _, part in point for override in part)
-        runs.append(SweepRun(label, (*overrides, f"name={config.name}-{label}")))
+        group = "-".join(name for name, part in point if part[0].startswith(_COMPARED))
+        runs.append(SweepRun(label, (*overrides, f"name={config.name}-{label}"), group))
     labels = [run.label for run in runs]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise InputError(f"the run {twice[0]} stands twice in the sweep; name each strategy, device and seed once")
@@ -97,7 +120,8 @@ def run_sweep(
         note: told how each run ended.
 
     Returns:
-        For each run its label, folder, and scores or the reason why it failed.
+        For each run its label and verdict, its test score or the reason why it failed; one that the scheduler ended has
+        `stopped_after`, its evaluations, and its best `score` on the search split instead.
 
     Raises:
         InputError: the sweep or one of its experiments is wrong, or Ray Tune is missing.
@@ -105,81 +129,105 @@ def run_sweep(
     config = load_sweep(path)
     runs, experiment = sweep_runs(config), (path.parent / config.experiment).resolve()
     for run in runs:
-        Experiment.load(experiment, overrides=run.overrides).check()
+        pieces = Experiment.load(experiment, overrides=run.overrides)
+        if config.scheduler is not None:
+            _check_scheduler(config.scheduler, pieces.config, runs)
+        pieces.check()
     if out.exists() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: is not empty; add --resume to go on with its sweep, or name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    rows = _tuned(runs, experiment, out.resolve(), workers=workers, resume=resume)
+    tune, asha = _tune(), None
+    if (scheduler := config.scheduler) is not None:
+        grace, evaluations = scheduler.grace_evaluations, pieces.config.search.max_trials
+        asha = tune.GroupedASHA(grace=grace, reduction=scheduler.reduction, evaluations=evaluations)
+    document = {"schema_version": 1, "sweep": config.model_dump(mode="json"), "runs": []}
+    _check_unchanged(out / "sweep.json", document)
+    write_json(out / "sweep.json", document)
+    points = [_point(run, experiment, out.resolve()) for run in runs]
+    # Tune knows which runs ended; each run's journal knows how far it came.
+    found = tune.run_trials(run_point, points, place=out.resolve() / _TUNE, workers=workers, resume=resume, asha=asha)
+    rows = [_row(run.label, found.get(run.label, {"error": "was not run"})) for run in runs]
     for row in rows:
         note(f"{row['label']}: {row['error'] or row['verdict']}")
-    write_json(out / "sweep.json", {"schema_version": 1, "sweep": config.model_dump(mode="json"), "runs": rows})
-    done = [out / row["label"] for row in rows if not row["error"]]
+    write_json(out / "sweep.json", {**document, "runs": rows})
+    done = [out / row["label"] for row in rows if "test_score" in row]
     if len(done) > 1:
         compare_runs(done, out / "compare")
     return rows
 
 
-def run_point(point: dict[str, Any]) -> dict[str, Any]:
-    """One run of a sweep, or the rest of it; its failure is in the row, so that the others go on."""
+def _check_scheduler(scheduler: SchedulerConfig, experiment: ExperimentConfig, runs: Sequence[SweepRun]) -> None:
+    if len({run.group for run in runs}) == len(runs):
+        raise InputError(
+            "scheduler: no two runs have the same device and budgets, so that none competes; list several strategies "
+            "or seeds, or remove [scheduler]"
+        )
+    if experiment.objective != "sensitivity" or "accuracy_drop" in experiment.budgets:
+        raise InputError("scheduler: compares runs by score; needs objective = 'sensitivity', no accuracy_drop")
+    if scheduler.grace_evaluations >= experiment.search.max_trials:
+        raise InputError(
+            f"scheduler.grace_evaluations = {scheduler.grace_evaluations}: no run can be ended early, each makes "
+            f"search.max_trials = {experiment.search.max_trials}; take fewer"
+        )
+
+
+def _check_unchanged(file: Path, document: dict[str, Any]) -> None:
+    """Refuse to go on with a sweep that was begun with another sweep file."""
+    if not file.exists():
+        return
+    known, now = read_json(file), document["sweep"]
+    before = known.get("sweep") if isinstance(known, dict) else None
+    if not isinstance(before, dict):
+        raise InputError(f"{file}: is no record of a sweep; name another --out")
+    if changed := [key for key in now if before.get(key) != now[key]]:
+        raise InputError(f"{file}: was begun with another {changed[0]}; resume with that, or name another --out")
+
+
+def run_point(point: dict[str, Any], on_proposal: Callable[[float | None], None]) -> dict[str, Any]:
+    """One run of a sweep, or the rest of it; its failure is in the row, so that the others go on.
+
+    Args:
+        point: its label, folder, experiment and overrides.
+        on_proposal: see `run_experiment`.
+    """
     folder = Path(point["folder"])
-    row = {"label": folder.name, "verdict": "", "error": ""}
+    row = {"label": point["label"]}
     try:
         if not (folder / "result.json").exists():
             experiment = Experiment.load(point["experiment"], overrides=point["overrides"])
-            run_experiment(experiment, out=folder, resume=folder.exists(), command=f"haq sweep: {folder.name}")
+            command = f"haq sweep: {folder.name}"
+            run_experiment(experiment, out=folder, resume=folder.exists(), command=command, on_proposal=on_proposal)
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (InputError, InfeasibleError) as error:
         return {**row, "error": " ".join(str(error).split())}
     return {**row, "verdict": result["verdict"], "test_score": result["answer"]["test_score"]}
 
 
-def _tuned(
-    runs: Sequence[SweepRun], experiment: Path, out: Path, *, workers: int, resume: bool
-) -> list[dict[str, Any]]:
-    """Every run as a trial of Ray Tune. Tune knows which trials ended; each run's journal knows how far it came."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+def _tune() -> ModuleType:
+    """Ray Tune's part, loaded when it is needed."""
     try:
-        import ray
-        from ray import tune
+        from haq.execute import tune
     except ImportError as error:
         raise InputError("haq sweep needs Ray Tune: pip install 'haq[ray]'") from error
-    points = [
-        {"folder": str(out / run.label), "experiment": str(experiment), "overrides": list(run.overrides)}
-        for run in runs
-    ]
+    return tune
 
-    def trial(config: dict[str, Any]) -> None:
-        tune.report({"row": run_point(config["point"])})
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        trainable = tune.with_resources(trial, {"cpu": 1})
-        space = {"point": tune.grid_search(points)}
-        place = out / _TUNE / "sweep"
-        if resume and tune.Tuner.can_restore(str(place)):
-            tuner = tune.Tuner.restore(str(place), trainable, param_space=space, restart_errored=True)
-        else:
-            settings = tune.RunConfig(name="sweep", storage_path=str(out / _TUNE), verbose=0)
-            tuner = tune.Tuner(trainable, param_space=space, run_config=settings)
-        results = tuner.fit()
-        rows = {}
-        for result in (results[number] for number in range(len(results))):
-            if result.error is not None:
-                name = Path(result.config["point"]["folder"]).name if result.config else "?"
-                last = str(result.error).strip().splitlines()[-1]
-                rows[name] = {"label": name, "verdict": "", "error": last}
-            else:
-                row = (result.metrics or {})["row"]
-                rows[row["label"]] = row
-    finally:
-        if started:
-            ray.shutdown()
-    missing = {"verdict": "", "error": "was not run"}
-    return [rows.get(run.label, {"label": run.label, **missing}) for run in runs]
+def _point(run: SweepRun, experiment: Path, out: Path) -> dict[str, Any]:
+    """A run as plain data."""
+    return {
+        "label": run.label,
+        "group": run.group,
+        "folder": str(out / run.label),
+        "experiment": str(experiment),
+        "overrides": list(run.overrides),
+    }
+
+
+def _row(label: str, found: dict[str, Any]) -> dict[str, Any]:
+    row = {"label": label, "verdict": "", "error": "", **found}
+    if "stopped_after" in found:
+        count, score = found["stopped_after"], found["score"]
+        row["verdict"] = f"stopped after {count} evaluations, best score {score:.4g}; not in the comparison"
+    return row
 
 
 def _strategy(name: str, options: dict[str, Any]) -> tuple[str, ...]:
