@@ -1,13 +1,14 @@
 """A training step under a policy against the float step: forward, loss, backward and optimizer, ResNet-20, batch 128.
 
-    python benchmarks/qat_step.py [--threads 2] [--repeats 9] [--compile] [--bf16] [--policy w4a4] [--json]
+    python benchmarks/qat_step.py [--threads 2] [--repeats 9] [--compile] [--bf16] [--peers] [--policy w4a4] [--json]
 
 All rows run in one process, in turn, in channels-last memory, on random images; each row's ratio is the median, over
 the rounds, of its time to the float step's of the same round, and the ratio of the two least times. Processor time
 stands beside wall time: on a machine that others use it is the fairer one. `composed` is LSQ of plain torch operators,
 as it is commonly written; compiled rows are held against the compiled float step, and those in bfloat16 autocast
 against the eager one. `kept_mb` is what the forward pass allocates and has not freed at its end: what it keeps for the
-gradients, in MiB.
+gradients, in MiB. `--peers` adds what other libraries need for the same step (`qat_peers.py`), as far as they are
+installed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
+import qat_peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,6 +111,9 @@ def rows_of(args: argparse.Namespace) -> dict[str, Row]:
         rows |= {"compiled float": floating("compiled"), "compiled lsq": trained("compiled", "lsq")}
     if args.bf16:
         rows |= {"eager bf16 float": bf16(floating("eager")), "eager bf16 lsq": bf16(trained("eager", "lsq"))}
+    if args.peers:
+        for name, module in qat_peers.rows(model, images, args.policy):
+            rows[f"eager {name}"] = row_of(module, [p for p in module.parameters() if p.requires_grad], batch)
     return rows
 
 
@@ -144,6 +149,7 @@ def main() -> None:
     parser.add_argument("--policy", default="w4a4")
     parser.add_argument("--compile", action="store_true", help="compiled steps, too; needs a C++ compiler")
     parser.add_argument("--bf16", action="store_true", help="steps in bfloat16 autocast, too")
+    parser.add_argument("--peers", action="store_true", help="other libraries' steps, too, where they are installed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -152,7 +158,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     for name, entry in result.items():
-        print(f"{name:20s}", *(f"{key} {value:8.2f}" for key, value in entry.items()))
+        print(f"{name:28s}", *(f"{key} {value:8.2f}" for key, value in entry.items()))
 
 
 if __name__ == "__main__":

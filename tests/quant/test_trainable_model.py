@@ -18,6 +18,7 @@ from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.training import SCHEMES, TrainableModel
 from haq.types import Policy, Precision
 from haq.zoo import MODELS
+from haq.zoo.resnet import BasicBlock
 
 
 class Branches(nn.Module):
@@ -174,6 +175,28 @@ def test_one_captured_training_step_serves_all_integer_policies(
     assert counter.frame_count == 1
 
 
+def partitioned(module: nn.Module) -> Callable[..., Tensor]:
+    """Compiled as far as the choice of what is kept and what is made again, which takes no C++ compiler."""
+    torch._dynamo.reset()
+    return torch.compile(module, backend="aot_eager_decomp_partition", fullgraph=True)
+
+
+@pytest.mark.parametrize("text", ["wternaryaternary", "wfp16abf16", "wbinaryafp32"])
+def test_compiled_gradients_are_eager_s_in_formats_that_are_no_integers(
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], text: str
+) -> None:
+    quantized = wrapped(model, batches)
+    trainable = TrainableModel(model, quantized)
+    trainable.apply(uniform(quantized, text))
+    trainable.module.train()
+    batch = trainable.prepared(batches[0][0]), batches[0][1]
+    expected = loss_gradients(trainable.module, batch)
+    found = loss_gradients(partitioned(trainable.module), batch)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def kept_bytes(forward: Callable[[], Tensor]) -> int:
     """What a forward pass allocated and has not freed at its end."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -199,6 +222,25 @@ def test_training_keeps_no_more_than_the_float_model_and_a_mask(scheme: str, tex
     assert of_float > 6 * read
     # Quantized weights, and for some quantizers parts of them, do not grow with the batch.
     assert kept_bytes(lambda: trainable.module(images).sum()) <= of_float + read + 3 * weights
+
+
+@pytest.mark.parametrize("scheme", ["lsq", "pact"])
+def test_compiled_training_keeps_no_more_than_the_float_model(scheme: str) -> None:
+    """Nor one tensor for a residual branch and one for the layer that quantizes it; and nothing breaks the graph."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), *(BasicBlock(8, 8, 1) for _ in range(2))).eval()
+    images = torch.randn(16, 1, 28, 28)
+    trainable = TrainableModel(model, quantized := QuantizedModel(model, calibration=[(images, None)]), scheme=scheme)
+    trainable.apply(uniform(quantized, "w4a4"))
+    trainable.module.train()
+    floating = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    kept = []
+    for module in (floating, trainable.module):
+        compiled = partitioned(module)
+        compiled(images).sum().backward()
+        kept.append(kept_bytes(lambda forward=compiled: forward(images).sum()))
+    weights = sum(4 * quantized.float_weight(name).numel() for name in quantized.layers)
+    assert kept[1] <= kept[0] + 3 * weights
 
 
 def test_gradients_may_be_asked_for_twice(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:

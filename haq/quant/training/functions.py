@@ -127,8 +127,7 @@ class _LearnedSign(torch.autograd.Function):
 
 def _quantized(x: Tensor, step: Tensor, low: _Bound, high: _Bound) -> Tensor:
     # By the float32 reciprocal, as the quantizers that are deployed do: dividing would round ties differently.
-    y = torch.mul(x, step.reciprocal()).round_()
-    return torch.clamp(y, low, high, out=y).mul_(step)  # type: ignore[arg-type]
+    return torch.mul(x, step.reciprocal()).round_().clamp_(low, high).mul_(step)  # type: ignore[arg-type]
 
 
 def _sign(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from haq.quant.quantizers import HALF_TYPES, Quantizer
 from haq.quant.training.quantizers import TrainableQuantizer
@@ -102,7 +103,10 @@ class InputSlot(Slot):
         self._take([calibrated], [torch.empty(shape, device="meta")], device, rows=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.readers == 1 or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            # Made again for its gradient: else it is kept beside `x`, which a residual branch needs, too.
+            return checkpoint(self.quantize, x, use_reentrant=False)  # type: ignore[no-any-return]
+        if self.readers == 1:
             return self.quantize(x)
         if self._last is None or self._last[0] is not x:
             self._last = (x, self.quantize(x))
