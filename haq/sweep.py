@@ -130,6 +130,11 @@ def run_sweep(
     runs, experiment = sweep_runs(config), (path.parent / config.experiment).resolve()
     for run in runs:
         pieces = Experiment.load(experiment, overrides=run.overrides)
+        if pieces.config.executor.kind == "ray":
+            raise InputError(
+                f"{experiment}: executor.kind = 'ray': the searches of a sweep run side by side themselves, and workers of "
+                "their own would wait for each other; leave it out, and take haq sweep --workers N"
+            )
         if config.scheduler is not None:
             _check_scheduler(config.scheduler, pieces.config, runs)
         pieces.check()

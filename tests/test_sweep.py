@@ -75,6 +75,16 @@ def test_a_wrong_sweep_is_one_line_and_leaves_nothing(tmp_path, text, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_experiment_with_workers_of_its_own_is_refused(tmp_path):
+    experiment = (ROOT / "experiments" / "quickstart.toml").read_text() + '\n[executor]\nkind = "ray"\n'
+    (tmp_path / "quickstart.toml").write_text(experiment)
+    path = tmp_path / "sweep.toml"
+    path.write_text('experiment = "quickstart.toml"\nseeds = [0, 1]\n')
+    with pytest.raises(InputError, match=r"quickstart\.toml: executor\.kind = 'ray': .* take haq sweep --workers N"):
+        run_sweep(path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_something_in_it_is_not_taken(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
