@@ -132,8 +132,8 @@ def run_sweep(
         pieces = Experiment.load(experiment, overrides=run.overrides)
         if pieces.config.executor.kind == "ray":
             raise InputError(
-                f"{experiment}: executor.kind = 'ray': the searches of a sweep run side by side themselves, and workers of "
-                "their own would wait for each other; leave it out, and take haq sweep --workers N"
+                f"{experiment}: executor.kind = 'ray': the searches of a sweep run side by side, and workers of their "
+                "own would wait for each other; leave it out, and take haq sweep --workers N"
             )
         if config.scheduler is not None:
             _check_scheduler(config.scheduler, pieces.config, runs)
