@@ -161,6 +161,7 @@ def search(contender: Contender, case: Case, *, seed: int, evaluations: int, fit
     problem = case.problem(contender.metric)
     strategy = make_strategy(contender.strategy, problem, seed=seed, options=contender.options)
     trials: list[Trial] = []
+    answer: Trial | None = None
     regret = {split: np.full(evaluations, case.spread(split)) for split in SPLITS}
     for number in range(evaluations):
         proposed: list[Policy] = strategy.suggest(1)
@@ -168,7 +169,8 @@ def search(contender: Contender, case: Case, *, seed: int, evaluations: int, fit
             break
         trials.append(_trial(problem, case, proposed[0], number))
         strategy.update(trials[-1:])
-        answer = choose(trials, problem, floor=None, fitted=fitted)
+        candidates = trials if fitted or answer is None else [answer, trials[-1]]
+        answer = choose(candidates, problem, floor=None, fitted=fitted)
         assert answer is not None
         index = tuple(problem.assignment(answer.policy))
         for split in SPLITS:
