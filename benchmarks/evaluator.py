@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 import torch
 
-from haq.config import QuantizationConfig
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
-from haq.types import Policy, Precision
+from haq.quant.settings import QuantizationConfig
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import MODELS
 
 SWITCHED = ("w8a8", "w4a4", "w2a8", "w4a8")

@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache, RayExecutor
-from haq.search.base import Executor, SearchStrategy, run_search
 from haq.search.journal import Journal
-from haq.types import Measurement, Policy, Precision
+from haq.search.loop import Executor, run_search
+from haq.search.strategy import SearchStrategy
+from haq.values.formats import Precision
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 LAYERS = 50
 BUSY_SECONDS = 0.25

@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from haq import Experiment, Policy, Precision
+from haq.deployed.check import compare
 from haq.export import export, exporter
-from haq.export.check import compare
-from haq.export.onnx_run import INTEGER_KERNELS, kernels
+from haq.export.onnx.run import INTEGER_KERNELS, kernels
 
 FORMATS = ["2", "3", "4", "5", "6", "7", "8", "9", "12", "16", "ternary", "binary", "fp16", "bf16", "fp32"]
 

@@ -28,7 +28,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from compare_weight_search import Comparison, Row
 
-from haq.types import Format, Policy, Precision
+from haq.values.formats import Format, Precision
+from haq.values.policy import Policy
 
 CHOICES = (2, 4, 8)
 IMAGES = 512

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from haq.types import Precision
+from haq.values.formats import Precision
 
 Build = Callable[[nn.Module, Tensor, Precision], nn.Module]
 

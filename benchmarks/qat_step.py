@@ -28,8 +28,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from haq.quant import QuantizedModel
-from haq.quant.training import TrainableModel, functions, kept, quantizers
-from haq.types import Policy, Precision
+from haq.training import TrainableModel
+from haq.training import gradients as functions
+from haq.training import learned_quantizers as quantizers
+from haq.training import recompute as kept
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import MODELS
 
 

@@ -17,9 +17,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from haq.problem import Problem
-from haq.search.engines import available_solvers
-from haq.search.solve import Solution, solve
+from haq.problem.problem import Problem
+from haq.solve.engines import available_solvers
+from haq.solve.solve import Solution, solve
 from haq.testing import chain_document
 
 GAP = 1e-3

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from haq.bench.statistics import smaller
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import make_strategy
-from haq.search.base import SearchStrategy
-from haq.types import Measurement, Policy, Trial
+from haq.search.strategy import SearchStrategy
+from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 LAYERS, CHOICES = 6, ("w2a4", "w2a8", "w4a4", "w4a8")
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {

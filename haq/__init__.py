@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from haq.config import ExperimentConfig, load_experiment
-    from haq.errors import InfeasibleError, InputError
-    from haq.experiment import Experiment
+    from haq.experiment.config import ExperimentConfig, load_experiment
+    from haq.experiment.experiment import Experiment
     from haq.export import load_quantized
     from haq.hardware import load_profile
-    from haq.problem import Problem, load_problem
+    from haq.problem.problem import Problem, load_problem
     from haq.quant import QuantizedModel
-    from haq.run import run_experiment
+    from haq.runs.search import run_experiment
     from haq.search import SearchStrategy
-    from haq.types import Format, Measurement, Network, Policy, Precision, Trial
+    from haq.values.errors import InfeasibleError, InputError
+    from haq.values.formats import Format, Precision
+    from haq.values.network import Network
+    from haq.values.policy import Policy
+    from haq.values.trial import Measurement, Trial
     from haq.zoo import DataSplits, Split
 
 __all__ = [
@@ -44,16 +47,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "haq.config": ("ExperimentConfig", "load_experiment"),
-    "haq.errors": ("InfeasibleError", "InputError"),
-    "haq.experiment": ("Experiment",),
+    "haq.experiment.config": ("ExperimentConfig", "load_experiment"),
+    "haq.experiment.experiment": ("Experiment",),
     "haq.export": ("load_quantized",),
     "haq.hardware": ("load_profile",),
-    "haq.problem": ("Problem", "load_problem"),
+    "haq.problem.problem": ("Problem", "load_problem"),
     "haq.quant": ("QuantizedModel",),
-    "haq.run": ("run_experiment",),
+    "haq.runs.search": ("run_experiment",),
     "haq.search": ("SearchStrategy",),
-    "haq.types": ("Format", "Measurement", "Network", "Policy", "Precision", "Trial"),
+    "haq.values.errors": ("InfeasibleError", "InputError"),
+    "haq.values.formats": ("Format", "Precision"),
+    "haq.values.network": ("Network",),
+    "haq.values.policy": ("Policy",),
+    "haq.values.trial": ("Measurement", "Trial"),
     "haq.zoo": ("DataSplits", "Split"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

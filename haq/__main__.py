@@ -1,5 +1,5 @@
 """`python -m haq` is the `haq` command."""
 
-from haq.cli import main
+from haq.commands.cli import main
 
 main()

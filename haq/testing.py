@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from haq.problem import Problem
-from haq.search.base import SearchStrategy
-from haq.types import Measurement, Policy, Trial
+from haq.problem.problem import Problem
+from haq.search.strategy import SearchStrategy
+from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 StrategyFactory = Callable[..., SearchStrategy]
 """Called as `factory(problem, seed=...)`."""

@@ -26,17 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from haq.cache_key import measurement_context
+from haq.edges.documents import write_bytes, write_json, write_text
 from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache
-from haq.experiment import Experiment
-from haq.files import write_bytes, write_json, write_text
-from haq.problem import Problem
-from haq.report.regret import RegretPanel, plot_regret
-from haq.report.style import INK, MUTED, RUN_COLORS, new_figure, png, styled
+from haq.experiment.experiment import Experiment
+from haq.experiment.measurement_key import measurement_context
+from haq.problem.problem import Problem
+from haq.report.figures.regret import RegretPanel, plot_regret
+from haq.report.figures.style import INK, MUTED, RUN_COLORS, new_figure, png, styled
 from haq.search import SearchStrategy, make_strategy, run_search
-from haq.search.base import Executor
 from haq.search.journal import Journal
-from haq.types import Measurement, Policy, Trial
+from haq.search.loop import Executor
+from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 JOURNAL, RESULT = "trials.jsonl", "result.json"
 PASSES = 400

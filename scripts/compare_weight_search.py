@@ -28,13 +28,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from haq.config import QuantizationConfig
 from haq.evaluate import LOSSES, PTQEvaluator
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.quant import QuantizedModel
+from haq.quant.settings import QuantizationConfig
 from haq.search import ILP, Greedy, RandomSearch, SearchStrategy, Uniform
 from haq.sensitivity import METRICS, SensitivityTable, sensitivity_table
-from haq.types import Format, Policy, Precision
+from haq.values.formats import Format, Precision
+from haq.values.policy import Policy
 from haq.zoo import DATASETS, MODELS, load_model
 
 PEERS = Path(__file__).with_name("peer_weight_search.toml")

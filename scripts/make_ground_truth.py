@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from haq.bench.truth import SPLITS, GroundTruth
-from haq.experiment import Experiment
-from haq.result import versions
+from haq.experiment.experiment import Experiment
+from haq.runs.result import versions
 from haq.sensitivity import METRICS
 
 MOST = 100_000

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from haq.config import QATConfig
 from haq.evaluate import LOSSES, FineTuner, PTQEvaluator, QATEvaluator, SplitEvaluator
 from haq.quant import QuantizedModel
-from haq.types import Policy, Precision
+from haq.training.settings import QATConfig
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import DATASETS, load_model
 
 PRECISIONS = ("w8a8", "w4a4", "w3a3", "w2a2", "wternarya8", "wbinarya8")

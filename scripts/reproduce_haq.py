@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from haq.files import read_json
-from haq.problem import Problem
-from haq.search.solve import solve_document
+from haq.edges.documents import read_json
+from haq.problem.problem import Problem
+from haq.solve.solve import solve_document
 
 LIMIT = 0.60
 EXPECTED_BITS = 50

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from haq.files import read_json
-from haq.problem import Problem
+from haq.edges.documents import read_json
+from haq.problem.problem import Problem
 from haq.search import RandomSearch, SearchStrategy
-from haq.search.actor_critic import ActorCritic
-from haq.search.solve import solve
+from haq.search.strategies.actor_critic import ActorCritic
+from haq.solve.solve import solve
 from haq.testing import play
 
 FEWEST, MOST = 2, 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haq.types import Join, LayerSpec, Network, Step, Tensor
+from haq.values.network import Join, LayerSpec, Network, Step, Tensor
 
 
 def conv(

@@ -33,15 +33,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from haq import Experiment, Policy
-from haq.problem import Problem
-from haq.profiling.command import Settings, open_runtime, profile_machine
+from haq.edges.progress import Silent
+from haq.problem.problem import Problem
+from haq.profiling.machine import Settings, open_runtime, profile_machine
 from haq.profiling.policies import anchors, mixed_policies
-from haq.profiling.remeasure import Stopwatch, profiled_anchors, remeasure
-from haq.profiling.runtimes import RuntimeChoice
+from haq.profiling.runtimes.choice import RuntimeChoice
 from haq.profiling.timing import Rounds, measure_rounds, medians, paced
 from haq.profiling.validate import validate_profile
-from haq.progress import Silent
-from haq.search.solve import solve
+from haq.runs.remeasure import Stopwatch, profiled_anchors, remeasure
+from haq.solve.solve import solve
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = {

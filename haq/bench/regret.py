@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from haq.bench.truth import SPLITS, GroundTruth
-from haq.errors import InputError
-from haq.problem import Problem
-from haq.problem_tables import Bools, Floats
+from haq.problem.problem import Problem
+from haq.problem.tables import Bools, Floats
 from haq.search import STRATEGIES, check_options, make_strategy
 from haq.search.answer import choose
 from haq.search.warm_start import no_files, warm_sources
-from haq.types import Measurement, Policy, Trial
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 Score = Literal["metric", "loss"]
 _UNSEEDED = ("ilp", "greedy", "uniform")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from haq.problem_tables import Floats
+from haq.problem.tables import Floats
 
 
 def smaller(first: Floats, second: Floats) -> float:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from haq.errors import InputError
-from haq.files import read_json, write_bytes, write_json
-from haq.problem import Problem
-from haq.problem_tables import Floats, Ints
-from haq.types import Measurement, Policy
+from haq.edges.documents import read_json, write_bytes, write_json
+from haq.problem.problem import Problem
+from haq.problem.tables import Floats, Ints
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 SPLITS = ("search", "test")
 

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from haq.errors import InputError
-from haq.types import Measurement, Policy
+from haq.quant.nested import Loss
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 Metric = Callable[[Any, Any], float]
 """`(outputs, targets)` of a whole split, joined from its batches -> score, larger is better."""
-Loss = Callable[[Any, Any], Tensor]
-"""`(outputs, targets)` -> scalar tensor, smaller is better."""
 
 
 class Evaluator(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from haq.errors import InputError
-from haq.imports import guarded
-from haq.quant.tree import call_model
+from haq.edges.user_code import guarded
+from haq.quant.nested import call_model
+from haq.values.errors import InputError
 from haq.zoo import UNLABELLED, DataSplits, Split
 
 

@@ -6,10 +6,12 @@ import math
 import time
 from typing import Literal
 
-from haq.errors import InputError
-from haq.evaluate.scoring import Batches, Scoring, SplitEvaluator
+from haq.evaluate.scoring import Scoring, SplitEvaluator
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
-from haq.types import Measurement, Policy
+from haq.quant.nested import Batches
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 
 class PTQEvaluator(SplitEvaluator):

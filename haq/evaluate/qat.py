@@ -6,11 +6,13 @@ import math
 import time
 from typing import Literal
 
-from haq.errors import InputError
-from haq.evaluate.fine_tuning import FineTuner
-from haq.evaluate.scoring import Batches, Scoring, SplitEvaluator
+from haq.evaluate.scoring import Scoring, SplitEvaluator
 from haq.quant import QuantizedModel
-from haq.types import Measurement, Policy
+from haq.quant.nested import Batches
+from haq.training.fine_tuning import FineTuner
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 
 class QATEvaluator(SplitEvaluator):

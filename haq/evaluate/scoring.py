@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from haq.errors import InputError
-from haq.evaluate.base import LOSSES, METRICS, Loss, Metric, accuracy, agreement
-from haq.evaluate.jackknife import jackknife
+from haq.evaluate.base import LOSSES, METRICS, Metric, accuracy, agreement
+from haq.evaluate.standard_error import jackknife
 from haq.quant import QuantizedModel
-from haq.quant.tree import map_tensors, tensors_in
-from haq.types import Measurement, Policy
-
-
-class Batches(Protocol):
-    """What an evaluator needs of a split."""
-
-    def head(self, count: int) -> Batches: ...
-    def batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]: ...
+from haq.quant.nested import Batches, Loss, joined, map_tensors, tensors_in
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,24 +158,3 @@ def _to_score(tensor: Tensor) -> Tensor:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def joined(parts: list[Any]) -> Any:
-    """One value from the batches': tensors along the first dimension, tuples and dicts entry by entry."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        try:
-            return torch.stack(parts) if first.dim() == 0 else torch.cat(parts)
-        except RuntimeError as error:
-            shapes = sorted({tuple(part.shape) for part in parts})
-            raise InputError(
-                f"outputs of different batches cannot be joined, their shapes are {shapes}; return tensors that differ "
-                "in the first dimension only, or set the batch size to the number of samples"
-            ) from error
-    if isinstance(first, dict):
-        return {key: joined([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(joined(list(column)) for column in zip(*parts, strict=True)))
-    if isinstance(first, tuple | list):
-        return tuple(joined(list(column)) for column in zip(*parts, strict=True))
-    return parts

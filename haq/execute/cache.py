@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haq.errors import InputError
-from haq.types import Measurement, Policy
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 if TYPE_CHECKING:
-    from haq.search.base import Executor
+    from haq.search.loop import Executor
 
 CACHE_ENV = "HAQ_CACHE_DIR"
 _LAYOUT = "measurements-1"

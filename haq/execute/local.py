@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 
 from haq.execute.outcome import outcome
-from haq.types import Measurement, Policy
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 
 class LocalExecutor:

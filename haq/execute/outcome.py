@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from haq.errors import InfeasibleError, InputError
-from haq.types import Measurement, Policy
+from haq.values.errors import InfeasibleError, InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 FAILED = "failed"
 """The fidelity of a measurement that was not made."""

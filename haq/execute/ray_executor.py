@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from haq.errors import InputError
 from haq.execute.outcome import failed, outcome
-from haq.types import Measurement, Policy
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 Evaluate = Callable[[Policy], Measurement]
 _START_SECONDS = 120.0

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
-from haq.errors import InputError
-from haq.export.configurations import DOCUMENTS, save_document
-from haq.export.state import ModelState, capture
+from haq.deployed.state import ModelState, capture
+from haq.export.interchange.configurations import DOCUMENTS, save_document
 from haq.export.torch_file import load_quantized, save_torch
 from haq.quant import QuantizedModel
-from haq.quant.training import TrainableModel
-from haq.quant.tree import call_model
+from haq.quant.nested import call_model
+from haq.training import TrainableModel
+from haq.values.errors import InputError
 
 Runner = Callable[[Any], Any]
 """Inputs of one batch -> the outputs, structured as the model's."""
@@ -68,25 +68,25 @@ def _load_torch(path: Path, model: nn.Module) -> Runner:
 
 
 def _save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
-    from haq.export.onnx_model import save_onnx
+    from haq.export.onnx.model import save_onnx
 
     save_onnx(model, state, inputs, path, pack=options.pack, integer_outputs=options.integer_outputs)
 
 
 def _load_onnx(path: Path, model: nn.Module) -> Runner:
-    from haq.export.onnx_run import OnnxRunner
+    from haq.export.onnx.run import OnnxRunner
 
     return OnnxRunner(path.read_bytes())
 
 
 def _save_overrides(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
-    from haq.export.ort_overrides import save_overrides
+    from haq.export.interchange.ort_overrides import save_overrides
 
     save_overrides(model, state, inputs, path)
 
 
 def _save_qonnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
-    from haq.export.qonnx import save_qonnx
+    from haq.export.interchange.qonnx import save_qonnx
 
     save_qonnx(model, state, inputs, path)
 

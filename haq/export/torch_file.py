@@ -11,14 +11,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
-from haq.export.state import IntegerWeight, LayerState, ModelState, restore
-from haq.files import to_json, write_bytes
+from haq.deployed.state import IntegerWeight, LayerState, ModelState, restore
+from haq.edges.documents import to_json, write_bytes
 from haq.quant import Quantizer
-from haq.quant.quantizers import Binary, PerTensorInteger, Ternary, float_quantizer
+from haq.quant.formats.binary import Binary
+from haq.quant.formats.half import float_quantizer
+from haq.quant.formats.integer import PerTensorInteger
+from haq.quant.formats.ternary import Ternary
+from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout
-from haq.types import Policy, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 _KEY = "haq"
 _CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
-from haq.hardware.bit_serial import BitSerialModel
 from haq.hardware.host import cpu_model, profile_warnings
+from haq.hardware.kinds.bit_serial import BitSerialModel
+from haq.hardware.kinds.roofline import RooflineModel
+from haq.hardware.kinds.systolic import SystolicModel
+from haq.hardware.kinds.table import TableModel, network_digest, shape_key
+from haq.hardware.load import list_profiles, load_profile, profile_names
 from haq.hardware.packing import Granularity
-from haq.hardware.profile import HardwareProfile, list_profiles, load_profile, profile_names
-from haq.hardware.roofline import RooflineModel
-from haq.hardware.systolic import SystolicModel
-from haq.hardware.table import TableModel, network_digest, shape_key
+from haq.hardware.profile import HardwareProfile
 
 COST_MODELS: dict[str, type[ProfileCostModel]] = {
     "capability": ProfileCostModel,

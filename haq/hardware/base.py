@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
-from haq.errors import InputError
 from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, operation
-from haq.types import METRICS, Cost, Format, LayerSpec, Network, Precision, Tensor
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.network import LayerSpec, Network, Tensor
+from haq.values.trial import METRICS, Cost
 
 MS_PER_US = 1e-3
 MS_PER_NS = 1e-6

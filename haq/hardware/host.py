@@ -7,10 +7,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from haq.hardware.kinds.table import network_digest
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import Measured
-from haq.hardware.table import network_digest
-from haq.types import Network
+from haq.values.network import Network
 
 
 def cpu_model() -> str:

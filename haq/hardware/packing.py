@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import ceil, prod
 from typing import Literal, NamedTuple
 
-from haq.types import Format, LayerSpec
+from haq.values.formats import Format
+from haq.values.network import LayerSpec
 
 SCALE_BYTES = 4
 ZERO_POINT_BYTES = 1

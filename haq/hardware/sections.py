@@ -7,9 +7,11 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from haq.types import Format, LayerSpec, Precision
+from haq.edges.validation import Section
+from haq.values.formats import Format, Precision
+from haq.values.network import LayerSpec
 
 Op = Literal["conv", "stem", "pointwise", "depthwise", "linear"]
 
@@ -46,12 +48,6 @@ def operation(layer: LayerSpec) -> Op:
     if layer.groups == 1 and all(size == 1 for size in layer.kernel):
         return "pointwise"
     return "conv"
-
-
-class Section(BaseModel):
-    """Frozen; an unknown key or a number that is not finite is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Rows(Section):

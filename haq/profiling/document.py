@@ -8,11 +8,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from haq.files import write_text
+from haq.edges.documents import write_text
 from haq.hardware.sections import Measured, operation
-from haq.profiling.base import FLOAT
 from haq.profiling.fit import Fit
-from haq.types import Network, Precision
+from haq.profiling.runtimes.base import FLOAT
+from haq.values.formats import Precision
+from haq.values.network import Network
 
 _NS_PER_MS, _US_PER_MS = 1e6, 1e3
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from haq.costs import CostReport
-from haq.profiling.base import FLOAT
-from haq.types import Network
+from haq.hardware.costs import CostReport
+from haq.profiling.runtimes.base import FLOAT
+from haq.values.network import Network
 
 KINDS = ("switch_down", "switch_up", "join_down", "join_up")
 """Conversions from float, and to float, of a tensor for its readers and of an operand of a join."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from haq.errors import InputError
-from haq.files import finite
+from haq.edges.documents import finite
+from haq.values.errors import InputError
 
 _SHOWN_CHANGES = 3
 

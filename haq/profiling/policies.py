@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from haq.profiling.base import FLOAT
-from haq.types import Policy, Precision
+from haq.profiling.runtimes.base import FLOAT
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 _LONGEST_RUN = 8
 _MOST_TRIES = 100

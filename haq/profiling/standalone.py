@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from haq.profiling.base import FLOAT
-from haq.profiling.runtimes import RuntimeChoice, build_runtime
+from haq.edges.progress import Reporter
+from haq.profiling.runtimes.base import FLOAT
+from haq.profiling.runtimes.choice import RuntimeChoice, build_runtime
 from haq.profiling.timing import measure_rounds, medians
-from haq.progress import Reporter
 from haq.quant import QuantizedModel
-from haq.types import Network, Policy, Precision
+from haq.values.formats import Precision
+from haq.values.network import Network
+from haq.values.policy import Policy
 
 _SAMPLES = 8
 _ROUNDS = 5

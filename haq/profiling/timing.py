@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from haq.profiling.base import Prepared
+from haq.profiling.runtimes.base import Prepared
 
 _SLICE_SECONDS = 0.02
 _LEAST_RUNS = 3

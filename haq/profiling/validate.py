@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from haq.costs import cost_report
-from haq.errors import InputError
-from haq.files import write_json
+from haq.edges.documents import write_json
+from haq.edges.progress import Reporter
 from haq.hardware import HardwareProfile, build_cost_model, load_profile, profile_warnings
+from haq.hardware.costs import cost_report
 from haq.hardware.sections import Measured
-from haq.profiling.base import Runtime
-from haq.profiling.command import open_runtime, prepare
+from haq.profiling.machine import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
-from haq.profiling.runtimes import RUNTIMES, RuntimeChoice
+from haq.profiling.runtimes.base import Runtime
+from haq.profiling.runtimes.choice import RUNTIMES, RuntimeChoice
 from haq.profiling.standalone import standalone_times, summed
 from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
-from haq.progress import Reporter
 from haq.report import write_validation
+from haq.values.errors import InputError
 
 if TYPE_CHECKING:
-    from haq.experiment import Experiment
+    from haq.experiment.experiment import Experiment
 
 
 @dataclass(frozen=True)

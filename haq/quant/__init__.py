@@ -1,8 +1,8 @@
 """Quantization: number formats as torch computations, calibration, and a model whose formats switch in place."""
 
 from haq.quant.compensation import correct_bias, reestimate_batch_norm
+from haq.quant.formats.base import Quantizer
 from haq.quant.model import QuantizedModel, resolve
-from haq.quant.quantizers import Quantizer
 from haq.quant.weights import WeightQuantizer
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from haq.quant.tree import tensors_in
+from haq.quant.nested import tensors_in
 
 
 class FoldedBatchNorm:

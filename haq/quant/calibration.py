@@ -12,19 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from haq.quant.formats.base import Quantizer
+from haq.quant.formats.binary import Binary, binary_quantizer
+from haq.quant.formats.half import float_quantizer
+from haq.quant.formats.integer import PerRowInteger, PerTensorInteger, integer_limits
+from haq.quant.formats.ternary import Ternary, ternary_quantizer
 from haq.quant.histogram import Histogram
-from haq.quant.quantizers import (
-    Binary,
-    PerRowInteger,
-    PerTensorInteger,
-    Quantizer,
-    Ternary,
-    binary_quantizer,
-    float_quantizer,
-    integer_limits,
-    ternary_quantizer,
-)
-from haq.types import Format
+from haq.values.formats import Format
 
 _COARSE = 10.0 ** torch.linspace(0.1, -1.5, 49, dtype=torch.float64)
 """Fractions of the full range that a search tries first: 1.26 down to 0.03, each 7 % below the one before."""

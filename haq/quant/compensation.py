@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.errors import InputError
 from haq.quant.model import QuantizedModel
-from haq.types import Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
 
 
 class _Moments:

@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
 from haq.quant.batch_norm import FoldedBatchNorm
 from haq.quant.calibration import calibrate_activation
+from haq.quant.formats.base import Quantizer
+from haq.quant.formats.half import Identity, float_quantizer
 from haq.quant.histogram import Histogram
-from haq.quant.quantizers import Identity, Quantizer, float_quantizer
+from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout, WeightQuantizer
-from haq.types import Format, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 

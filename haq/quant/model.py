@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
 from haq.quant.batch_norm import FoldedBatchNorm, foldable_batch_norms
+from haq.quant.formats.base import Quantizer
 from haq.quant.layers import FLOAT, QUANTIZABLE, InputCache, QuantizedLayer
-from haq.quant.quantizers import Quantizer
-from haq.quant.tree import call_model, pick_device, to_device
+from haq.quant.nested import call_model, pick_device, to_device
+from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightQuantizer
-from haq.types import Format, Policy, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.policy import Policy
 
 _DEFAULTS = {
     "weight_granularity": "channel",

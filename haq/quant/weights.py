@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from haq.config import QuantizationConfig
 from haq.quant.calibration import calibrate_weight
-from haq.quant.quantizers import HALF_TYPES, Quantizer
-from haq.types import Format
+from haq.quant.formats.base import Quantizer
+from haq.quant.formats.integer import HALF_TYPES
+from haq.quant.settings import QuantizationConfig
+from haq.values.formats import Format
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from haq.report.bits import BitsData, bits_data
-from haq.report.costs import CostsData, costs_data, metrics_shown
-from haq.report.heatmap import SensitivityData, sensitivity_data
-from haq.report.marginal import MarginalData, marginal_data
-from haq.report.run import Result, Run
-from haq.report.tradeoff import TradeoffData, prediction_data, ranked_right, tradeoff_data
+from haq.report.figures.bits import BitsData, bits_data
+from haq.report.figures.costs import CostsData, costs_data, metrics_shown
+from haq.report.figures.heatmap import SensitivityData, sensitivity_data
+from haq.report.figures.marginal import MarginalData, marginal_data
+from haq.report.figures.tradeoff import TradeoffData, prediction_data, ranked_right, tradeoff_data
 from haq.report.units import amount, metric_label, number, score
+from haq.results.read import Run
+from haq.results.schema import Result
 
 
 def captions(run: Run) -> dict[str, str]:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haq.errors import InputError
-from haq.files import write_bytes, write_text
-from haq.report.compare_plots import plot_fronts, plot_progress, plot_strips
+from haq.edges.documents import write_bytes, write_text
 from haq.report.explore import explore_data, script
 from haq.report.facts import cost_columns, flatten
+from haq.report.figures.comparison import plot_fronts, plot_progress, plot_strips
+from haq.report.figures.style import png
+from haq.report.figures.tradeoff import Panel, Point, measured, pareto_front
 from haq.report.html import inline, render
-from haq.report.run import Run, load_run
-from haq.report.style import png
-from haq.report.tradeoff import Panel, Point, measured, pareto_front
 from haq.report.units import in_order, is_tie, score
+from haq.results.read import Run, load_run
+from haq.values.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from haq.report.run import Run
-from haq.report.style import RUN_COLORS
+from haq.report.figures.style import RUN_COLORS
 from haq.report.units import unit_of
+from haq.results.read import Run
 
 SCRIPT = Path(__file__).parent / "templates" / "explore.js"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from haq.report.marginal import marginal_data
-from haq.report.run import Breakdown, Entry, Result, Run
-from haq.report.tradeoff import main_precision
+from haq.report.figures.marginal import marginal_data
+from haq.report.figures.tradeoff import main_precision
 from haq.report.units import TIE_ERRORS, amount, column, is_tie, metric_label, number, score
+from haq.results.read import Run
+from haq.results.schema import Breakdown, Entry, Result
 
 _SPLITS = {"search split": "chooses the answer", "test split": "scored once, at the end"}
 _NAMES = {"uniform": "best uniform within budget", "greedy": "greedy within budget"}

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from haq.files import write_text
+from haq.edges.documents import write_text
 from haq.report.captions import captions
-from haq.report.costs import metrics_shown
 from haq.report.facts import (
     budget_rows,
     conversion_rows,
@@ -21,10 +20,11 @@ from haq.report.facts import (
     score_note,
     tiles,
 )
-from haq.report.plots import figures
-from haq.report.run import Run, load_run
-from haq.report.style import format_color, svg, text_on
+from haq.report.figures.all import figures
+from haq.report.figures.costs import metrics_shown
+from haq.report.figures.style import format_color, svg, text_on
 from haq.report.units import amount, in_order
+from haq.results.read import Run, load_run
 
 
 def write_report(run_dir: str | Path) -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from haq.types import METRICS
+from haq.values.trial import METRICS
 
 _LABELS = {
     "latency_ms": "Latency",

@@ -4,20 +4,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from haq.problem import Problem
-from haq.search.accuracy_drop import AccuracyDropSearch
-from haq.search.actor_critic import ActorCritic
-from haq.search.adaptive_ilp import AdaptiveILP
-from haq.search.base import SearchStrategy, check_options, run_search
-from haq.search.bayesian import Bayesian
-from haq.search.differentiable import Differentiable, MixedModel
-from haq.search.evolutionary import Evolutionary
-from haq.search.greedy import Greedy
-from haq.search.ilp import ILP
-from haq.search.random_search import RandomSearch
-from haq.search.uniform import Uniform, uniform_policies
+from haq.problem.problem import Problem
+from haq.search.loop import run_search
+from haq.search.strategies.accuracy_drop import AccuracyDropSearch
+from haq.search.strategies.actor_critic import ActorCritic
+from haq.search.strategies.adaptive_ilp import AdaptiveILP
+from haq.search.strategies.bayesian import Bayesian
+from haq.search.strategies.differentiable import Differentiable, MixedModel
+from haq.search.strategies.evolutionary import Evolutionary
+from haq.search.strategies.greedy import Greedy
+from haq.search.strategies.ilp import ILP
+from haq.search.strategies.random_search import RandomSearch
+from haq.search.strategies.uniform import Uniform, uniform_policies
+from haq.search.strategy import SearchStrategy, check_options
 from haq.search.warm_start import Reader, WarmStarted, no_files, warm_sources
-from haq.types import Policy
+from haq.values.policy import Policy
 
 __all__ = [
     "ILP",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search.surrogate import denoised
-from haq.types import Trial
+from haq.values.trial import Trial
 
 
 def choose(trials: Sequence[Trial], problem: Problem, *, floor: float | None, fitted: bool = False) -> Trial | None:

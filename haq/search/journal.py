@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from haq.errors import InputError
-from haq.files import finite
-from haq.types import Trial
+from haq.edges.documents import finite
+from haq.values.errors import InputError
+from haq.values.trial import Trial
 
 _SHOWN_CHANGES = 5
 

@@ -22,10 +22,10 @@ from functools import cached_property
 
 import numpy as np
 
-from haq.problem import Problem
-from haq.problem_doc import SENSITIVITY
-from haq.problem_tables import Floats, Ints
-from haq.types import Trial
+from haq.problem.document import SENSITIVITY
+from haq.problem.problem import Problem
+from haq.problem.tables import Floats, Ints
+from haq.values.trial import Trial
 
 _LAYER, _PAIR, _NOISE = 0.2, 0.1, 0.1
 """Prior scales of layer terms and pair terms relative to the sensitivities, and of the rest to the mean sensitivity."""

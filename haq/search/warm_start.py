@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from haq.errors import InputError
-from haq.search.base import SearchStrategy
-from haq.types import Policy, Trial
+from haq.search.strategy import SearchStrategy
+from haq.values.errors import InputError
+from haq.values.policy import Policy
+from haq.values.trial import Trial
 
 Reader = Callable[[str, int], list[Policy]]
 """`(source, count)` -> up to `count` policies within budget, of a source that is no strategy."""

@@ -12,21 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from haq.errors import InputError
 from haq.quant.model import QuantizedModel
 from haq.sensitivity import fisher, gradient, hessian, kl, loss, sqnr
-from haq.sensitivity.base import (
-    Formats,
-    Loss,
-    Metric,
-    Progress,
-    Samples,
-    SensitivityTable,
-    monotone,
-    table_signature,
-)
+from haq.sensitivity.base import Formats, Loss, Metric, Progress, Samples, SensitivityTable, monotone, table_signature
 from haq.sensitivity.local import float_model
-from haq.types import Format
+from haq.values.errors import InputError
+from haq.values.formats import Format
 
 METRICS: dict[str, Metric] = {
     "fisher": fisher.score,

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from haq.errors import InputError
-from haq.files import read_json, write_json
+from haq.edges.documents import read_json, write_json
 from haq.quant.model import QuantizedModel
-from haq.quant.tree import tensors_in
-from haq.types import Format, Precision
+from haq.quant.nested import tensors_in
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
 
 Formats = Mapping[str, tuple[Sequence[Format], Sequence[Format]]]
 """Layer name -> the weight formats and the activation formats to score."""

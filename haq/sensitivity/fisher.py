@@ -11,17 +11,9 @@ from torch import Tensor, nn
 
 from haq.quant.batch_norm import foldable_batch_norms
 from haq.quant.model import QuantizedModel
-from haq.quant.tree import map_tensors
+from haq.quant.nested import map_tensors
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
-from haq.sensitivity.local import (
-    Batch,
-    LayerCall,
-    Totals,
-    backward_once,
-    float_model,
-    output_errors,
-    steps,
-)
+from haq.sensitivity.local import Batch, LayerCall, Totals, backward_once, float_model, output_errors, steps
 from haq.sensitivity.outputs import curvature_probe
 
 Compensation = Literal["none", "bias", "batch_norm"]

@@ -14,7 +14,7 @@ from haq.quant.model import QuantizedModel
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.local import KINDS, LayerCall, Totals, float_model, float_weight, on_each_call, steps, weight_in
 from haq.sensitivity.probes import hessian_times, rademacher
-from haq.types import Format
+from haq.values.formats import Format
 
 
 def score(

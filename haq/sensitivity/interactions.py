@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from haq.errors import InputError
-from haq.files import read_json, write_json
+from haq.edges.documents import read_json, write_json
 from haq.quant.model import QuantizedModel
-from haq.quant.tree import tensors_in
+from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Loss, Progress, Samples, table_signature
 from haq.sensitivity.local import float_model
-from haq.types import Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
 
 Choices = Mapping[str, Sequence[Precision]]
 Floats = NDArray[np.float64]

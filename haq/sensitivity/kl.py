@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from haq.quant.model import QuantizedModel
-from haq.quant.tree import tensors_in
+from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.one_at_a_time import score_one_at_a_time
 from haq.sensitivity.outputs import are_logits, are_probabilities

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from haq.quant.formats.base import Quantizer
 from haq.quant.model import QuantizedModel
-from haq.quant.quantizers import Quantizer
-from haq.quant.tree import tensors_in
+from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Batches, Formats, Progress, Scores
-from haq.types import Format
+from haq.values.formats import Format
 
 KINDS = ("weights", "activations")
 

@@ -10,7 +10,7 @@ import torch
 from haq.quant.model import QuantizedModel
 from haq.sensitivity.base import FP32, Batches, Formats, Progress, Scores
 from haq.sensitivity.local import Totals, float_model, steps
-from haq.types import Precision
+from haq.values.formats import Precision
 
 
 def score_one_at_a_time(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haq.quant.tree import tensors_in
+from haq.quant.nested import tensors_in
 from haq.sensitivity.probes import hessian_times, rademacher
 
 _SUMS_TO_ONE = 1e-3

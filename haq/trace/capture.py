@@ -20,11 +20,11 @@ from torch.fx import GraphModule, Node
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from haq.errors import InputError
 from haq.trace.graph import build_network
 from haq.trace.layers import is_layer
 from haq.trace.names import ModelNames
-from haq.types import Network
+from haq.values.errors import InputError
+from haq.values.network import Network
 
 _REGIONS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
 

@@ -9,12 +9,12 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from haq.errors import InputError
 from haq.trace import ops
 from haq.trace.layers import add_call, describe_call
 from haq.trace.memory import Memory, Storage
 from haq.trace.names import ModelNames
-from haq.types import Join, LayerSpec, Network, Tensor
+from haq.values.errors import InputError
+from haq.values.network import Join, LayerSpec, Network, Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from haq.errors import InputError
-from haq.types import LayerSpec
+from haq.values.errors import InputError
+from haq.values.network import LayerSpec
 
 LAYER_TYPES: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from haq.types import Step
+from haq.values.network import Step
 
 
 @dataclass(eq=False, slots=True)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from haq.errors import InputError
+from haq.values.errors import InputError
 
 _STAGES = (
     (1, 16, 1, 3, 1),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haq.errors import InputError
+from haq.values.errors import InputError
 from haq.zoo.data import DataSplits, Split
 
 if TYPE_CHECKING:

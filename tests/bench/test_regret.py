@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from haq.bench import load_ground_truth
-from haq.bench.command import bench_regret, contender
 from haq.bench.regret import Contender, cases, run, search
 from haq.bench.statistics import smaller
 from haq.bench.summary import overall
-from haq.errors import InputError
-from haq.experiment import Experiment
+from haq.commands.bench import bench_regret, contender
+from haq.experiment.experiment import Experiment
+from haq.values.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "ground_truth"
 TABLES = sorted(FOLDER.glob("*.json"))

@@ -1,4 +1,4 @@
-"""`evaluator.device` and `evaluator.amp`, on machines without a GPU; tests/test_gpu.py compares where there is one."""
+"""`evaluator.device` and `evaluator.amp` without a GPU; tests/evaluate/test_gpu.py compares where there is one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from haq import Experiment, InputError
-from haq.cache_key import measurement_context
-from haq.cli import main
+from haq.commands.cli import main
 from haq.evaluate import PTQEvaluator, Scoring
+from haq.experiment.measurement_key import measurement_context
+from haq.experiment.workers import worker_device
 from haq.quant import QuantizedModel
-from haq.quant.training import SCHEMES, TrainableModel
-from haq.types import Policy, Precision
-from haq.workers import worker_device
+from haq.training import SCHEMES, TrainableModel
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import MODELS, Split
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"

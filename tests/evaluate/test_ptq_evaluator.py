@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
 from haq.evaluate import LOSSES, METRICS, LocalExecutor, PTQEvaluator, Scoring
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
-from haq.types import Policy, Precision
+from haq.quant.settings import QuantizationConfig
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import Split, load_digits, load_model
 
 

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from haq.config import QATConfig, load_experiment
-from haq.errors import InputError
 from haq.evaluate import FineTuner, PTQEvaluator, QATEvaluator, Scoring
-from haq.evaluate.distillation import DISTILLATIONS
-from haq.experiment import Experiment
+from haq.experiment.config import load_experiment
+from haq.experiment.experiment import Experiment
+from haq.problem.space import SearchSpace
 from haq.quant import QuantizedModel
-from haq.space import SearchSpace
-from haq.types import Policy, Precision
+from haq.training.distillation import DISTILLATIONS
+from haq.training.settings import QATConfig
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.zoo import DataSplits, Split, load_digits, load_model
 
 SPACE = ("w2a2", "w4a4", "w8a8")

@@ -6,8 +6,9 @@ from pathlib import Path
 from evaluators import POLICIES, Priced, Scripted
 
 from haq.execute import RayExecutor
-from haq.search.base import SearchStrategy, run_search
 from haq.search.journal import Journal
+from haq.search.loop import run_search
+from haq.search.strategy import SearchStrategy
 
 TRIALS = 20
 

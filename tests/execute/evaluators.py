@@ -6,8 +6,10 @@ import signal
 import time
 from pathlib import Path
 
-from haq.errors import InputError
-from haq.types import Measurement, Policy, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 POLICIES = [
     Policy({"a": Precision.parse(f"w{weight}a8"), "b": Precision.parse(f"w{other}a8")})

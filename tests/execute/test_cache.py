@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from haq import Experiment, InputError, Measurement, Policy, Precision, run_experiment
-from haq.cache_key import measurement_context
 from haq.execute import CachingExecutor, LocalExecutor, MeasurementCache, cache_folder, cache_info, clear_cache
+from haq.experiment.measurement_key import measurement_context
 
 POLICY = Policy({"a": Precision.parse("w4a8"), "b": Precision.parse("w2a4")})
 MEASUREMENT = Measurement(100.0 / 3.0, "ptq", 0.1, {"loss": 1e-17, "score_error": 2.0})

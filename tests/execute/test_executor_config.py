@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from haq import Experiment, InputError
-from haq.workers import worker_count, worker_threads
+from haq.experiment.workers import worker_count, worker_threads
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from haq import QuantizedModel
-from haq.config import QuantizationConfig
+from haq.quant.settings import QuantizationConfig
 from haq.zoo import load_digits, load_model
 
 

@@ -11,9 +11,9 @@ pytest.importorskip("onnxruntime")
 from export_models import make
 
 from haq import InputError, Policy, Precision, QuantizedModel
-from haq.config import QuantizationConfig
 from haq.export import export
-from haq.export.foreign import foreign_policy
+from haq.export.interchange.read import foreign_policy
+from haq.quant.settings import QuantizationConfig
 from haq.trace import trace
 
 INTEGERS = [f"w{w}a{a}" for w in (2, 3, 4, 8) for a in (4, 8)]
@@ -122,8 +122,8 @@ def test_what_a_tool_cannot_say_is_refused(written, format, precision, message):
 def test_onnx_runtime_quantizes_to_the_same_model(written, digits_images, tmp_path, batch_norm, scheme):
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    from haq.export.onnx_run import OnnxRunner
-    from haq.export.ort_overrides import load_overrides
+    from haq.export.interchange.ort_overrides import load_overrides
+    from haq.export.onnx.run import OnnxRunner
 
     file = written("ort-overrides", ["w8a8", "w3a8", "w4a16", "w8a8"], batch_norm=batch_norm, weight_scheme=scheme)
 

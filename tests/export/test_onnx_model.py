@@ -10,11 +10,11 @@ from export_models import MODELS, make, random_policy  # noqa: E402
 from onnx import TensorProto, numpy_helper  # noqa: E402
 
 from haq import InputError, Policy, Precision, QuantizedModel  # noqa: E402
-from haq.config import QuantizationConfig  # noqa: E402
 from haq.export import capture  # noqa: E402
-from haq.export.onnx_model import onnx_model  # noqa: E402
-from haq.export.onnx_run import INTEGER_KERNELS, OnnxRunner, kernels  # noqa: E402
+from haq.export.onnx.model import onnx_model  # noqa: E402
+from haq.export.onnx.run import INTEGER_KERNELS, OnnxRunner, kernels  # noqa: E402
 from haq.quant import reestimate_batch_norm  # noqa: E402
+from haq.quant.settings import QuantizationConfig  # noqa: E402
 
 SETTINGS = [
     {},

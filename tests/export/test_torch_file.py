@@ -9,9 +9,9 @@ from torch import nn
 
 import haq
 from haq import InputError, Policy, Precision, QuantizedModel
-from haq.config import QuantizationConfig
 from haq.export import export
 from haq.quant import correct_bias, reestimate_batch_norm
+from haq.quant.settings import QuantizationConfig
 
 SETTINGS = [
     {},

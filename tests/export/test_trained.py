@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 import haq
 from haq import InputError, Policy, Precision
-from haq.config import QATConfig
 from haq.evaluate import LOSSES, FineTuner
 from haq.export import export
+from haq.training.settings import QATConfig
 
 CASES = {
     "lsq": ("lsq", "w4a4"),
@@ -77,7 +77,7 @@ def test_the_torch_file_restores_the_trained_model(tmp_path, fine_tune, digits_c
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_runtime_computes_the_trained_model(tmp_path, fine_tune, digits_cnn, digits_images, case):
     pytest.importorskip("onnxruntime")
-    from haq.export.onnx_run import OnnxRunner
+    from haq.export.onnx.run import OnnxRunner
 
     tuner, path = fine_tune(*CASES[case]), tmp_path / "m.onnx"
     export(tuner.model, digits_cnn, path, inputs=digits_images[:2], format="onnx")

@@ -8,7 +8,7 @@ import pytest
 from networks import conv, linear, mobilenet_v2
 
 from haq.hardware import build_cost_model, load_profile
-from haq.types import Format, Precision
+from haq.values.formats import Format, Precision
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "haq_mobilenetv2_latency_table.json"
 CLOUD = build_cost_model(load_profile("bismo_cloud"))

@@ -6,10 +6,10 @@ import pytest
 from networks import conv, linear, transposed
 from profiles import ROOFLINE
 
-from haq.errors import InputError
 from haq.hardware import HardwareProfile, build_cost_model, shape_key
-from haq.hardware.table import read_table
-from haq.types import Precision
+from haq.hardware.kinds.table import read_table
+from haq.values.errors import InputError
+from haq.values.formats import Precision
 
 HEADER = "layer,weight,activation,latency_ms,energy_mj\n"
 CONV = conv("features.0", 16, 32, 3, 28, stride=2)

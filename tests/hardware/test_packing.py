@@ -6,7 +6,7 @@ import pytest
 from networks import conv, linear, transposed
 
 from haq.hardware.packing import aligned_macs, gemm, packed_bytes, parameter_bytes, weight_bytes
-from haq.types import Format
+from haq.values.formats import Format
 
 INT3, INT4, FP32 = (Format.parse(name) for name in ("int3", "int4", "fp32"))
 

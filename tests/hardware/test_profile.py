@@ -7,10 +7,10 @@ import pytest
 from networks import conv, linear
 from profiles import profile
 
-from haq.errors import InputError
 from haq.hardware import build_cost_model, list_profiles, load_profile, profile_names, require_metrics
 from haq.hardware.sections import operation
-from haq.types import Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
 
 GOOD = """
 title = "Toy"

@@ -4,9 +4,11 @@ import pytest
 from networks import conv
 from profiles import profile
 
-from haq.errors import InputError
 from haq.hardware import build_cost_model
-from haq.types import Cost, Format, Precision, Tensor
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.network import Tensor
+from haq.values.trial import Cost
 
 CONV = conv("c", 16, 32, 1, 8)  # 32,768 MACs, 512 weights, 1,024 elements in, 2,048 out
 W8A8, W4A8, W4A4 = (Precision.parse(text) for text in ("w8a8", "w4a8", "w4a4"))

@@ -7,11 +7,14 @@ from itertools import product
 import pytest
 from networks import conv, residual
 
-from haq.costs import cost_report
-from haq.errors import InputError
 from haq.hardware import CostModel, HardwareProfile, build_cost_model, list_profiles, load_profile, require_metrics
+from haq.hardware.costs import cost_report
 from haq.hardware.sections import operation
-from haq.types import METRICS, Format, Policy, Precision, Tensor
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.network import Tensor
+from haq.values.policy import Policy
+from haq.values.trial import METRICS
 
 PROFILES = {profile.name: profile for profile in list_profiles()}
 SHIPPED = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)

@@ -5,7 +5,8 @@ from networks import conv, linear
 from profiles import profile
 
 from haq.hardware import build_cost_model, load_profile
-from haq.types import LayerSpec, Precision
+from haq.values.formats import Precision
+from haq.values.network import LayerSpec
 
 BITS = [f"int{bits}" for bits in range(2, 9)]
 ARRAY = {"rows": 16, "columns": 32, "max_bits": 8, "min_bits": 2, "energy_pj_per_cycle": 235.1}

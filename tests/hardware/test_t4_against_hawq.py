@@ -11,7 +11,8 @@ import pytest
 from networks import conv
 
 from haq.hardware import build_cost_model, load_profile
-from haq.types import LayerSpec, Precision
+from haq.values.formats import Precision
+from haq.values.network import LayerSpec
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "hawq_v3_resnet.json"
 

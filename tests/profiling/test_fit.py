@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 from networks import residual
 
-from haq.profiling.command import features
 from haq.profiling.fit import KINDS, fit, fit_layers, left_out_errors, prior, shares
+from haq.profiling.machine import features
 from haq.profiling.policies import anchors, mixed_policies
-from haq.types import Precision
+from haq.values.formats import Precision
 
 LOW = Precision.parse("w8a8")
 NETWORK = residual()

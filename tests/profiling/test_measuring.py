@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from haq.errors import InputError
-from haq.profiling.base import Prepared
 from haq.profiling.journal import Measurements
 from haq.profiling.policies import mixed_policies
+from haq.profiling.runtimes.base import Prepared
 from haq.profiling.timing import measure_rounds, medians, noise_floor, noise_warning, paced
-from haq.types import Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
 
 LAYERS = [f"layer{index}" for index in range(12)]
 LOW = Precision.parse("w8a8")

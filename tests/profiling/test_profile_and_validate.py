@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from haq import Experiment, InputError, load_profile, run_experiment
-from haq.costs import cost_report
+from haq.edges.progress import Silent
 from haq.hardware import build_cost_model, profile_warnings
-from haq.hardware.table import TableModel
-from haq.profiling import command, validate
-from haq.profiling.base import FLOAT, Prepared
-from haq.profiling.command import Settings, profile_machine
+from haq.hardware.costs import cost_report
+from haq.hardware.kinds.table import TableModel
+from haq.profiling import machine as command
+from haq.profiling import validate
+from haq.profiling.machine import Settings, profile_machine
 from haq.profiling.policies import mixed_policies
-from haq.profiling.runtimes import RuntimeChoice
+from haq.profiling.runtimes.base import FLOAT, Prepared
+from haq.profiling.runtimes.choice import RuntimeChoice
 from haq.profiling.validate import accuracy, validate_profile
-from haq.progress import Silent
-from haq.types import Precision
+from haq.values.formats import Precision
 
 pytest.importorskip("onnxruntime")
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"

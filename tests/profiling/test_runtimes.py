@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from haq import Experiment, InputError, Policy, Precision, load_profile
-from haq.costs import cost_report
+from haq.edges.progress import Silent
 from haq.hardware import build_cost_model
-from haq.profiling import command
-from haq.profiling.base import FLOAT
-from haq.profiling.command import Settings, profile_machine
+from haq.hardware.costs import cost_report
+from haq.profiling import machine as command
 from haq.profiling.energy import energy_mj, read_packages
-from haq.profiling.runtimes import RuntimeChoice, build_runtime
+from haq.profiling.machine import Settings, profile_machine
+from haq.profiling.runtimes.base import FLOAT
+from haq.profiling.runtimes.choice import RuntimeChoice, build_runtime
 from haq.profiling.validate import validate_profile
-from haq.progress import Silent
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
 TIMER = """

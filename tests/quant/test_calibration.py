@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from haq.quant.calibration import calibrate_activation, calibrate_weight, scale_and_zero_point
+from haq.quant.formats.integer import integer_limits
 from haq.quant.histogram import Histogram
-from haq.quant.quantizers import integer_limits
-from haq.types import Format
+from haq.values.formats import Format
 
 
 def values(kind: str, count: int = 40_000) -> torch.Tensor:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
-from haq.types import Policy, Precision
+from haq.quant.settings import QuantizationConfig
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 
 class Net(nn.Module):

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from haq.config import QuantizationConfig
-from haq.errors import InputError
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm, resolve
-from haq.types import Format, Policy, Precision
+from haq.quant.settings import QuantizationConfig
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.policy import Policy
 
 
 class Net(nn.Module):

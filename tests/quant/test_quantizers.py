@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from haq.config import QuantizationConfig
 from haq.quant.calibration import calibrate_weight
-from haq.quant.quantizers import PerRowInteger, PerTensorInteger, integer_limits
+from haq.quant.formats.integer import PerRowInteger, PerTensorInteger, integer_limits
+from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout, WeightQuantizer
-from haq.types import Format
+from haq.values.formats import Format
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 SCHEMES = ("symmetric", "affine")

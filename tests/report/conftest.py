@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_run import write_fake_run
 
-from haq.report.run import Run, load_run
+from haq.results.read import Run, load_run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from fake_run import write_fake_run
 
 from haq.report import compare_runs
 from haq.report.explore import explore_data
-from haq.report.run import load_run
+from haq.results.read import load_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -13,16 +13,18 @@ from fake_run import write_fake_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haq.report.bits import bits_data
 from haq.report.compare import progress_data
-from haq.report.costs import OUTSIDE, costs_data, metrics_shown
-from haq.report.heatmap import sensitivity_data
-from haq.report.marginal import MarginalData, marginal_data
-from haq.report.run import Breakdown, Marginal, Run, load_run
-from haq.report.style import format_color, label, rgb, rows_of_layers, sorted_formats, text_on
-from haq.report.tradeoff import Panel, Point, pareto_front, ranked_right, score_range, tradeoff_data
+from haq.report.figures.bits import bits_data
+from haq.report.figures.costs import OUTSIDE, costs_data, metrics_shown
+from haq.report.figures.heatmap import sensitivity_data
+from haq.report.figures.marginal import MarginalData, marginal_data
+from haq.report.figures.style import format_color, label, rgb, rows_of_layers, sorted_formats, text_on
+from haq.report.figures.tradeoff import Panel, Point, pareto_front, ranked_right, score_range, tradeoff_data
 from haq.report.units import amount, column, is_tie, number, score
-from haq.types import Policy, Precision
+from haq.results.read import Run, load_run
+from haq.results.schema import Breakdown, Marginal
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 _POINT = st.tuples(st.integers(0, 6), st.integers(0, 6))
 

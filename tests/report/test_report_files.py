@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from fake_run import write_fake_run
 
-from haq.errors import InputError
 from haq.report import compare_runs, write_heat_map, write_plots, write_report
-from haq.report.run import load_run
+from haq.results.read import load_run
+from haq.values.errors import InputError
 
 _VOID = {"meta", "br", "img", "hr", "link", "input"}
 _HOSTILE = ["<script>alert(1)</script>", "a$b$c", "x" * 80, 'd"e', "-->", "&amp;", "</svg>", "{{ 7 * 7 }}"]

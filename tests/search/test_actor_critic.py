@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from haq.errors import InfeasibleError, InputError
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import STRATEGIES, RandomSearch, check_options
-from haq.search.actor_critic import ActorCritic, truncated_normal
-from haq.search.ddpg import DDPG, TD3, Batch, Hyperparameters
-from haq.search.decisions import Decisions
+from haq.search.strategies.actor_critic import ActorCritic, truncated_normal
+from haq.search.strategies.actor_critic_agent import DDPG, TD3, Batch, Hyperparameters
+from haq.search.strategies.actor_critic_states import Decisions
 from haq.testing import TOYS, chain_document, check_strategy, layer, play
-from haq.types import Measurement, Trial
+from haq.values.errors import InfeasibleError, InputError
+from haq.values.trial import Measurement, Trial
 
 VARIANTS = ("published", "modern")
 small = partial(ActorCritic, warmup=3, hidden=16, batch_size=16)

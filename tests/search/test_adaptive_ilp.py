@@ -10,13 +10,13 @@ import pytest
 
 from haq.bench import load_ground_truth
 from haq.bench.regret import Contender, cases, search
-from haq.errors import InfeasibleError, InputError
-from haq.experiment import Experiment
-from haq.problem import Problem
+from haq.experiment.experiment import Experiment
+from haq.problem.problem import Problem
 from haq.search import ILP, AdaptiveILP
 from haq.search.surrogate import Design, Fit
 from haq.testing import TOYS, chain_document
-from haq.types import Measurement, Trial
+from haq.values.errors import InfeasibleError, InputError
+from haq.values.trial import Measurement, Trial
 
 TABLES = Path(__file__).parents[2] / "benchmarks" / "ground_truth"
 

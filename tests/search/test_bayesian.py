@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from toys import benchmark, first_trials, resumed, tied_problem, trial
 
-from haq.errors import InfeasibleError, InputError
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import ILP, Bayesian, check_options
-from haq.search.parameters import Parameters
+from haq.search.strategies.bayesian_parameters import Parameters
 from haq.testing import TOYS, chain_document, check_strategy, play
+from haq.values.errors import InfeasibleError, InputError
 
 optuna = pytest.importorskip("optuna")
 

@@ -9,11 +9,12 @@ import pytest
 from reference import price
 from toys import first_trials, named, resumed, tied_problem
 
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import STRATEGIES, run_search
 from haq.search.journal import Journal
 from haq.testing import chain_document
-from haq.types import Measurement, Policy
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 

@@ -9,10 +9,10 @@ from reference import optima
 from toys import additive, tied_problem
 
 from haq.bench.regret import Contender
-from haq.errors import InfeasibleError, InputError
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import Differentiable, make_strategy
 from haq.testing import TOYS, chain_document, check_strategy, play
+from haq.values.errors import InfeasibleError, InputError
 
 
 def learning(problem: Problem, *, seed: int, **options: Any) -> Differentiable:

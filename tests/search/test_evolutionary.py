@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from toys import benchmark, tied_problem, trial
 
-from haq.errors import InfeasibleError, InputError
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import ILP, Evolutionary, Greedy, check_options
-from haq.search.evolutionary import level_switch
+from haq.search.strategies.evolutionary import level_switch
 from haq.testing import TOYS, chain_document, check_strategy, play
+from haq.values.errors import InfeasibleError, InputError
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ import sys
 
 import pytest
 
-from haq.errors import InputError
 from haq.search import STRATEGIES
-from haq.search.base import Gap, SearchStrategy, Seconds, Solver, check_options, run_search
 from haq.search.journal import Journal
-from haq.types import Measurement, Policy, Precision
+from haq.search.loop import run_search
+from haq.search.strategy import Gap, SearchStrategy, Seconds, Solver, check_options
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
+from haq.values.trial import Measurement
 
 POLICIES = [Policy.uniform(["a"], Precision.parse(f"w{bits}a8")) for bits in range(2, 9)]
 

@@ -6,12 +6,13 @@ import pytest
 from reference import assignments, optima, price, random_problem
 from toys import named
 
-from haq.errors import InfeasibleError, InputError
-from haq.problem import Problem
+from haq.problem.problem import Problem
 from haq.search import ILP, STRATEGIES, Greedy, RandomSearch, Uniform, strategy_class, uniform_policies
-from haq.search.base import SearchStrategy
+from haq.search.strategy import SearchStrategy
 from haq.testing import TOYS, check_strategy, play
-from haq.types import Policy, Trial
+from haq.values.errors import InfeasibleError, InputError
+from haq.values.policy import Policy
+from haq.values.trial import Trial
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

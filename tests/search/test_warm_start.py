@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from toys import additive, first_trials, named, resumed, tied_problem
 
-from haq.errors import InputError
-from haq.experiment import Experiment
-from haq.problem import Problem
-from haq.run import build_strategy
+from haq.experiment.experiment import Experiment
+from haq.problem.problem import Problem
+from haq.runs.search import build_strategy
 from haq.search import ILP, STRATEGIES, AccuracyDropSearch, Greedy, RandomSearch, check_options, make_strategy
 from haq.testing import TOYS, chain_document, check_strategy
+from haq.values.errors import InputError
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"
 

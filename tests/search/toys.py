@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from haq.problem import Problem
-from haq.problem_tables import Floats
+from haq.problem.problem import Problem
+from haq.problem.tables import Floats
 from haq.search import make_strategy
-from haq.search.base import SearchStrategy
+from haq.search.strategy import SearchStrategy
 from haq.testing import StrategyFactory, play
-from haq.types import Measurement, Policy, Trial
+from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 
 def benchmark() -> ModuleType:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from haq.config import QuantizationConfig
 from haq.quant import QuantizedModel
-from haq.types import Format
+from haq.quant.settings import QuantizationConfig
+from haq.values.formats import Format
 from haq.zoo import Split
 
 

@@ -11,7 +11,7 @@ from small_models import Conv, formats_of, quantize, rows, seeded, two_head_loss
 from torch import nn
 
 from haq.sensitivity import METRICS
-from haq.types import Format
+from haq.values.formats import Format
 from haq.zoo import Split
 
 INT3 = Format.integer(3)

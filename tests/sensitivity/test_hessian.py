@@ -9,7 +9,7 @@ from torch import nn
 
 from haq.sensitivity import METRICS
 from haq.sensitivity.hessian import hessian_traces
-from haq.types import Format
+from haq.values.formats import Format
 from haq.zoo import Split
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from small_models import two_head_loss
 
-from haq.errors import InputError
-from haq.experiment import Experiment
+from haq.experiment.experiment import Experiment
 from haq.sensitivity.interactions import affordable_pairs, interaction_table
-from haq.types import Policy, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 TWO = [Precision.parse(text) for text in ("w2a4", "w4a8")]
 FLOAT = Precision.parse("wfp32afp32")

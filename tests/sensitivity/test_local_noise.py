@@ -7,7 +7,7 @@ from small_models import formats_of, quantize, rows, seeded
 from torch import nn
 
 from haq.sensitivity import METRICS
-from haq.types import Format
+from haq.values.formats import Format
 from haq.zoo import Split
 
 INT3 = Format.integer(3)

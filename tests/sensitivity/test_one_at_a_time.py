@@ -9,7 +9,7 @@ from small_models import Conv, formats_of, seeded, two_head_loss
 from torch import nn
 
 from haq.sensitivity import METRICS
-from haq.types import Format
+from haq.values.formats import Format
 
 
 def changed(model, layer, kind, fmt):

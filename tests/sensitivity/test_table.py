@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from small_models import Conv, formats_of, quantize, seeded, two_head_loss
 from torch import nn
 
-from haq.errors import InputError
 from haq.quant import correct_bias, reestimate_batch_norm
 from haq.sensitivity import METRICS, SensitivityTable, sensitivity_table
 from haq.sensitivity.base import monotone
-from haq.types import Format, Policy, Precision
+from haq.values.errors import InputError
+from haq.values.formats import Format, Precision
+from haq.values.policy import Policy
 from haq.zoo import Split
 
 METRIC = pytest.mark.parametrize("metric", sorted(METRICS))

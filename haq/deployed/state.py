@@ -1,0 +1,240 @@
+"""What deploying a policy needs of a quantized model, as plain values: integer weights, ranges and everything else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from haq.quant import QuantizedModel, Quantizer
+from haq.quant.formats.binary import Binary
+from haq.quant.formats.half import Identity, float_quantizer
+from haq.quant.formats.integer import PerRowInteger
+from haq.quant.formats.ternary import Ternary
+from haq.quant.layers import lay_out
+from haq.quant.settings import QuantizationConfig
+from haq.quant.weights import WeightLayout, WeightQuantizer
+from haq.training import TrainableModel
+from haq.values.errors import InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerWeight:
+    """A quantized weight: values are (codes - zero_point) * scale, row by row of the layout.
+
+    Attributes:
+        layout: how the weight falls into blocks of rows.
+        blocks: `(codes [rows, n] int32, scale [rows, 1], zero_point [rows, 1] int32)` of each.
+    """
+
+    layout: WeightLayout
+    blocks: tuple[tuple[Tensor, Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, quantizer: WeightQuantizer, weight: Tensor) -> IntegerWeight:
+        """The codes that `quantizer`, of an integer format, gives the float `weight`."""
+        parts = zip(quantizer.blocks, quantizer.layout.split(weight.float()), strict=True)
+        blocks = (_codes(block, rows) for block, rows in parts)
+        return cls(quantizer.layout, tuple((codes.cpu(), scale.cpu(), zero.cpu()) for codes, scale, zero in blocks))
+
+    def fits(self, bits: int) -> bool:
+        """Whether integers of `bits` hold the codes, with a sign or without."""
+        low = min(int(codes.min()) for codes, _, _ in self.blocks)
+        high = max(int(codes.max()) for codes, _, _ in self.blocks)
+        return low >= -(1 << bits - 1) and high < (1 << (bits if low >= 0 else bits - 1))
+
+    @property
+    def codes(self) -> Tensor:
+        """All codes, shaped like the weight."""
+        return self.layout.join(tuple(codes for codes, _, _ in self.blocks))
+
+    def dequantize(self) -> Tensor:
+        """The float weight, bit for bit what the quantizer gave."""
+        return self.layout.join(tuple((codes - zero).to(scale.dtype) * scale for codes, scale, zero in self.blocks))
+
+
+def _codes(quantizer: Quantizer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(quantizer, PerRowInteger):
+        return quantizer.quantize(rows), quantizer.scale, quantizer.zero_point.to(torch.int32)
+    if isinstance(quantizer, Ternary):
+        codes = torch.where(rows.abs() > quantizer.threshold, rows.sign(), torch.zeros_like(rows))
+    else:
+        assert isinstance(quantizer, Binary)
+        codes = torch.where(rows >= 0, 1.0, -1.0)
+    return codes.to(torch.int32), quantizer.scale, torch.zeros_like(quantizer.scale, dtype=torch.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """One layer as deployed.
+
+    Attributes:
+        weight: `None` where it is stored as floats (fp16, bf16, fp32 and integers wider than 16 bits).
+        input: quantizes what the layer reads.
+    """
+
+    precision: Precision
+    weight: IntegerWeight | None
+    input: Quantizer
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """A quantized model without the machinery that switches its formats.
+
+    Attributes:
+        layers: name -> layer.
+        tensors: all parameters and buffers but the integer weights, by their names in the model's state dict.
+        folded: batch norms whose work is in a layer's weight and bias.
+        trained: whether weights are other ones than the float model's.
+    """
+
+    layers: Mapping[str, LayerState]
+    tensors: Mapping[str, Tensor]
+    folded: tuple[str, ...]
+    quantization: QuantizationConfig
+    trained: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        return Policy({name: layer.precision for name, layer in self.layers.items()})
+
+
+def capture(quantized: QuantizedModel | TrainableModel) -> ModelState:
+    """The state of `quantized` as it is now: policy, bias correction and batch-norm statistics included.
+
+    Of a trainable model also all that it learned; what it computes with is on the levels of the state.
+
+    Raises:
+        InputError: no policy is applied, or a layer was trained on levels that integers times a scale cannot hold.
+    """
+    policy = quantized.policy
+    if policy is None:
+        raise InputError("nothing to export: the model is in float; apply a policy first")
+    if isinstance(quantized, TrainableModel):
+        return _trained_state(quantized, policy)
+    layers = {name: _layer_state(quantized, name, policy[name]) for name in quantized.layers}
+    integer = {f"{name}.weight" for name, layer in layers.items() if layer.weight is not None}
+    tensors = {name: _kept(value) for name, value in quantized.module.state_dict().items() if name not in integer}
+    folded = (name for name in quantized.batch_norms if isinstance(quantized.module.get_submodule(name), nn.Identity))
+    return ModelState(layers, tensors, tuple(folded), quantized.quantization)
+
+
+def _layer_state(quantized: QuantizedModel, name: str, precision: Precision) -> LayerState:
+    weight = None
+    if float_quantizer(precision.weight) is None:
+        quantizer = quantized.weight_quantizer(name, precision.weight)
+        weight = IntegerWeight.of(quantizer, quantized.float_weight(name))
+    return LayerState(precision, weight, quantized.activation_quantizer(name, precision.activation))
+
+
+def _trained_state(model: TrainableModel, policy: Policy) -> ModelState:
+    layers, tensors = {}, {name: _kept(value) for name, value in model.state().module.items()}
+    for name, precision in policy.items():
+        quantizer, values = model.fixed_weight(name)
+        kept, weight = tensors.pop(f"{name}.weight"), None
+        if float_quantizer(precision.weight) is None:
+            weight = IntegerWeight.of(quantizer, values)
+        else:
+            tensors[f"{name}.weight"] = _kept(values.to(kept.dtype))
+        layers[name] = LayerState(precision, weight, model.fixed_input(name))
+    return ModelState(layers, tensors, (), model.quantization, trained=True)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def check_codes(format: str, state: ModelState, *, most: int | None = None) -> None:
+    """That integers of a layer's own bits hold its weight's codes.
+
+    Args:
+        format: who asks, for the message.
+        state: of which all layers of integer formats are looked at.
+        most: so many bits instead, whatever the layer's.
+
+    Raises:
+        InputError: one does not fit: DoReFa's levels, which are none of integers of that many bits.
+    """
+    for name, layer in state.layers.items():
+        fmt = layer.precision.weight
+        if layer.weight is not None and fmt.is_integer and not layer.weight.fits(most or fmt.bits):
+            able = "torch" if most else "onnx or torch"
+            raise InputError(
+                f"--format {format}: layer {name} was trained on DoReFa's levels, odd multiples of half a step, which "
+                f"{most or fmt.bits}-bit integers cannot say; use --format {able}, or quantizer = 'lsq' or 'ste'"
+            )
+
+
+class QuantizeInput:
+    """A forward pre-hook that quantizes a module's first argument."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args:
+            return args, {**kwargs, "input": self.quantizer(kwargs["input"])}
+        return (self.quantizer(args[0]), *args[1:]), kwargs
+
+
+def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Module:
+    """A copy of the float `model` with the weights, ranges and statistics of `state`.
+
+    Args:
+        model: of the architecture that was quantized, on the CPU; its own weights do not matter. Left as it is.
+        state: what to put in.
+        hooks: whether layers quantize their inputs.
+
+    Raises:
+        InputError: the model has other layers or parameters.
+    """
+    module = copy.deepcopy(model).eval()
+    _check_layers(module, state)
+    tensors = dict(state.tensors)
+    for name in state.folded:
+        path, _, child = name.rpartition(".")
+        module.get_submodule(path)._modules[child] = nn.Identity()
+    for name, layer in state.layers.items():
+        target = module.get_submodule(name)
+        if layer.weight is not None:
+            tensors[f"{name}.weight"] = layer.weight.dequantize()
+        bias = tensors.get(f"{name}.bias")
+        if bias is not None and target._parameters.get("bias") is None:
+            target._parameters["bias"] = nn.Parameter(torch.empty_like(bias))
+        quantized = not isinstance(float_quantizer(layer.precision.weight), Identity)
+        # A weight of its own, should the float model share it with another layer.
+        for key, parameter in target._parameters.items():
+            if parameter is not None:
+                own = lay_out(parameter.detach()) if key == "weight" and quantized else parameter.detach().clone()
+                target._parameters[key] = nn.Parameter(own, requires_grad=False)
+        if hooks and not isinstance(layer.input, Identity):
+            target.register_forward_pre_hook(QuantizeInput(layer.input), prepend=True, with_kwargs=True)
+    _load(module, tensors)
+    return module
+
+
+def _check_layers(module: nn.Module, state: ModelState) -> None:
+    known = {name for name, _ in module.named_modules()}
+    missing = [name for name in (*state.layers, *state.folded) if name not in known]
+    if missing:
+        raise InputError(
+            f"the export is of another model: {type(module).__name__} has no module {', '.join(missing)}; build the "
+            "architecture that was quantized"
+        )
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the export is of another model: {reason}; build the architecture that was quantized") from (
+            error
+        )

@@ -1,0 +1,68 @@
+"""`[evaluator]` of the experiment file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from haq.edges.validation import Section
+from haq.training.settings import QATConfig
+
+Rung = Annotated[str, Field(pattern=r"^(ptq|bn|shared|qat|qat:[1-9][0-9]*)$")]
+"""`ptq`, `bn`, `shared`, `qat`, or `qat:STEPS`: fine-tuning of so many steps."""
+
+
+class EvaluatorConfig(Section):
+    """How a policy is measured."""
+
+    kind: Literal["ptq", "bn", "qat", "shared"] = "ptq"
+    """After training; with batch norm re-estimated; fine-tuned; with weights trained once for all policies."""
+    samples: int | None = Field(None, ge=1)
+    """Samples of the search split to score on; all when left out."""
+    batch_size: int = Field(64, ge=1)
+    metric: str = "accuracy"
+    """`accuracy`, `negative_mse`, against the float model `agreement` and `negative_kl`, or your own
+    `module:function(outputs, targets)` -> mean score, larger is better."""
+    loss: str = "cross_entropy"
+    """`cross_entropy`, `mse`, `kl_divergence` from the float model, or your own `module:function(outputs, targets)` ->
+    scalar tensor."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`: a CUDA GPU where torch sees one (with Ray: where workers reserve one), else the CPU; or `cpu`, `cuda`,
+    `cuda:1`."""
+    amp: bool = False
+    """Policies are scored in bfloat16 autocast: less exact, and faster where the processor computes in bfloat16."""
+    qat: QATConfig | None = None
+    """How `qat` and `shared` train."""
+    ladder: tuple[Rung, ...] = ()
+    """Fidelities, cheapest first: the search measures on the first, its best policies climb to the last."""
+    reduction: float = Field(3.0, gt=1)
+    """Of the ladder: one in so many goes on from rung to rung."""
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """The ladder, or the one kind there is."""
+        return self.ladder or (self.kind,)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a policy is trained, alone or jointly, on some rung."""
+        return any(rung.startswith(("qat", "shared")) for rung in self.rungs)
+
+    @model_validator(mode="after")
+    def _training_is_used(self) -> EvaluatorConfig:
+        if self.qat is not None and not self.trains:
+            raise ValueError("`qat` settings need kind = 'qat' or 'shared', or a ladder with such a rung")
+        return self
+
+    @model_validator(mode="after")
+    def _ladder_fits(self) -> EvaluatorConfig:
+        if self.ladder and (len(self.ladder) < 2 or len(set(self.ladder)) < len(self.ladder)):
+            raise ValueError("`ladder` needs two rungs or more, each once")
+        if self.ladder and self.ladder[0] != self.kind:
+            raise ValueError(
+                f"`ladder` begins with {self.ladder[0]!r}, the search measures {self.kind!r}: make kind the same"
+            )
+        if not self.ladder and self.reduction != 3.0:
+            raise ValueError("`reduction` needs a `ladder`")
+        return self

@@ -1,0 +1,107 @@
+"""What can be wrong with an experiment, found before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from haq.edges.user_code import guarded
+from haq.experiment.config import ExperimentConfig
+from haq.experiment.loading import check_known
+from haq.problem.budgets import allowed_drop
+from haq.quant.nested import Loss, call_model, map_tensors
+from haq.search import STRATEGIES, SearchStrategy, check_options
+from haq.search.warm_start import warm_sources
+from haq.sensitivity import METRICS as SENSITIVITY_METRICS
+from haq.sensitivity.outputs import are_logits, are_probabilities
+from haq.values.errors import InputError
+
+_DIFFERENTIATING = ("gradient", "hessian")
+
+
+def check_names(config: ExperimentConfig) -> None:
+    """Refuse a sensitivity metric or a strategy that there is not.
+
+    Raises:
+        InputError: names the key and what is known.
+    """
+    check_known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
+    check_known(STRATEGIES, config.search.strategy, "search.strategy")
+
+
+def check_strategy(strategy: type[SearchStrategy], config: ExperimentConfig, *, folder: Path) -> None:
+    """Refuse options that the strategy does not have, and a problem that it cannot search.
+
+    Args:
+        strategy: what will search.
+        config: the experiment.
+        folder: where files to warm-start from are looked for.
+
+    Raises:
+        InputError: one line with the key, the value and the remedy.
+    """
+    check_options(strategy, config.search.options)
+    strategy.check(config.objective, config.budgets)
+    sources, _ = warm_sources(strategy, config.search.options)
+    for source in sources:
+        if source not in STRATEGIES and not (folder / source).exists():
+            raise InputError(
+                f"search.options.warm_start = {source!r}: no strategy ({', '.join(STRATEGIES)}), no policy "
+                "file or run folder of that name beside the experiment file"
+            )
+
+
+def check_objective(config: ExperimentConfig) -> None:
+    """Refuse an objective that contradicts budgets, ladder or targets.
+
+    Raises:
+        InputError: one line with the key, the value and the remedy.
+    """
+    if config.evaluator.ladder and (config.objective != "sensitivity" or "accuracy_drop" in config.budgets):
+        raise InputError("evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop")
+    if config.data.targets == "float_model" and config.sensitivity.metric == "gradient":
+        raise InputError(
+            "sensitivity.metric = 'gradient': a loss against the float model itself has no gradient; take 'fisher'"
+        )
+    if allowed_drop(config.budgets) is None:
+        return
+    if config.objective == "sensitivity":
+        raise InputError("budgets.accuracy_drop: needs objective = a cost metric, for example latency_ms")
+    if config.search.strategy != "ilp":
+        raise InputError(f"budgets.accuracy_drop: needs search.strategy = 'ilp', got {config.search.strategy!r}")
+
+
+def check_loss(model: nn.Module, batch: tuple[Any, Any], loss: Loss, config: ExperimentConfig) -> None:
+    """Run the loss on one batch.
+
+    Args:
+        model: the float model.
+        batch: inputs and targets.
+        loss: what `evaluator.loss` names.
+        config: the experiment, for the sensitivity metric and the messages.
+
+    Raises:
+        InputError: model or loss fail, or the loss is no finite scalar, or lacks the gradient that is needed.
+    """
+    label = f"evaluator.loss = {config.evaluator.loss!r}"
+    inputs, targets = batch
+    with torch.no_grad():
+        outputs = guarded(call_model, "the model, run on a batch of the train split,")(model, inputs)
+    leaves = map_tensors(lambda z: z.clone().requires_grad_(z.is_floating_point()), outputs)
+    value = guarded(loss, label)(leaves, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{label}: returned {got}; return the mean loss as a scalar tensor")
+    if not value.isfinite():
+        raise InputError(f"{label}: is {value.item()} on the train split; check the data")
+    metric = config.sensitivity.metric
+    logits = are_logits(outputs, targets) or are_probabilities(outputs, targets)
+    needed = metric in _DIFFERENTIATING or (metric == "fisher" and not logits)
+    if needed and not value.requires_grad:
+        raise InputError(
+            f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
+            "or take sensitivity.metric = 'kl'"
+        )

@@ -1,0 +1,253 @@
+"""From an experiment to what a search needs: what measures policies, sensitivities, the problem to solve.
+
+Each piece is built when it is first asked for, so that `haq cost` loads no data it does not need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from haq.edges.documents import read_json
+from haq.edges.user_code import guarded
+from haq.edges.validation import one_line
+from haq.evaluate import FineTuner, MixedModel, PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator, check_not_folded
+from haq.experiment.checks import check_loss, check_names, check_objective, check_strategy
+from haq.experiment.config import ExperimentConfig, load_experiment
+from haq.experiment.inputs import Pieces
+from haq.hardware import require_metrics
+from haq.problem.from_network import problem_document
+from haq.problem.problem import Problem
+from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy
+from haq.sensitivity import SensitivityTable, sensitivity_table
+from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
+from haq.training.settings import QATConfig
+from haq.values.errors import InputError
+
+Progress = Callable[[int, int], None]
+_OF_ANY_DEVICE = ("model", "given_data", "data", "network", "loss", "metric", "hashes")
+_OF_ONE_DEVICE = ("profile", "quantization", "cost_model", "space", "quantized", "reference_policy")
+
+
+class Experiment(Pieces):
+    """One experiment: its pieces, what measures policies, and the problem to solve; each built lazily.
+
+    Args:
+        config: what the experiment file says.
+        folder: of the experiment file; relative paths and user modules are looked for there.
+    """
+
+    def __init__(self, config: ExperimentConfig, *, folder: Path | None = None) -> None:
+        super().__init__(config, folder or Path.cwd())
+        self._tables: list[SensitivityTable] = []
+        self._evaluators: dict[tuple[str, str], SplitEvaluator] = {}
+        if config.threads is not None:
+            torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
+        """Read an experiment file; see `load_experiment` for its errors."""
+        return cls(load_experiment(path, overrides=overrides), folder=Path(path).parent)
+
+    @classmethod
+    def stored(cls, path: Path) -> Experiment:
+        """The experiment that made a run's `policy.json`. Relative paths and user modules are looked for in the
+        working directory.
+
+        Raises:
+            InputError: no such file, or a policy that does not say where it is from.
+        """
+        document = read_json(path)
+        try:
+            config = ExperimentConfig.model_validate_json(json.dumps(document["provenance"]["config"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: does not say which experiment it is from; add --experiment") from error
+        except ValidationError as error:
+            raise InputError(f"{path}: provenance.config.{one_line(error)}; give another --experiment") from error
+        return cls(config)
+
+    def at(self, config: ExperimentConfig) -> Experiment:
+        """The same experiment for another device, other budgets or other sensitivities; shares what does not depend on
+        them and is built."""
+        other = Experiment(config, folder=self.folder)
+        same_device = (config.device, config.evaluator.device) == (self.config.device, self.config.evaluator.device)
+        shared = (*_OF_ANY_DEVICE, *_OF_ONE_DEVICE) if same_device else _OF_ANY_DEVICE
+        if same_device:
+            other._evaluators = self._evaluators
+        if same_device and config.sensitivity == self.config.sensitivity:
+            other._tables = self._tables
+        other.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        return other
+
+    @cached_property
+    def fine_tuner(self) -> FineTuner:
+        """Trains policies on the train split; made once, for all evaluators."""
+        return FineTuner(
+            self.model,
+            self.quantized,
+            self.data.train,
+            settings=self.config.evaluator.qat or QATConfig(),
+            loss=self.loss,
+            training_step=self.training_step,
+            space=self.space,
+            seed=self.config.seed,
+        )
+
+    def evaluator(self, split: str, *, rung: str | None = None) -> SplitEvaluator:
+        """Scores policies on `split`: `search`, or `test` for the answer at the very end.
+
+        Args:
+            split: of the data.
+            rung: `ptq`, `bn`, `shared`, `qat` or `qat:STEPS`; default: the first one for the search split, where
+                policies are many, and the last for the test split.
+        """
+        rungs = self.config.evaluator.rungs
+        rung = rung or rungs[-1 if split == "test" else 0]
+        if (split, rung) not in self._evaluators:
+            self._evaluators[split, rung] = self._evaluator(split, rung)
+        return self._evaluators[split, rung]
+
+    def _evaluator(self, split: str, rung: str) -> SplitEvaluator:
+        data, scoring = getattr(self.data, split), self._scoring(split)
+        kind, _, steps = rung.partition(":")
+        if kind in ("ptq", "bn"):
+            return PTQEvaluator(self.quantized, data, kind="bn" if kind == "bn" else "ptq", scoring=scoring)
+        return QATEvaluator(
+            self.fine_tuner,
+            self.quantized,
+            data,
+            kind="shared" if kind == "shared" else "qat",
+            steps=int(steps) if steps else None,
+            scoring=scoring,
+        )
+
+    def _scoring(self, split: str) -> Scoring:
+        config = self.config.evaluator
+        return Scoring(
+            metric=self.metric,
+            loss=self.loss,
+            batch_size=config.batch_size,
+            samples=config.samples if split == "search" else None,
+            standard_error=split == "test",
+            amp=config.amp,
+        )
+
+    def sensitivity(self, *, file: Path | None = None, progress: Progress | None = None) -> SensitivityTable:
+        """The sensitivity table: from `sensitivity.file` or `file` where it is there and fits, else measured and saved.
+
+        Raises:
+            InputError: unknown metric, or a file made for another setup.
+        """
+        config = self.config.sensitivity
+        path = self.folder / config.file if config.file is not None else file
+        if self._tables and path is not None and not path.exists():
+            self._tables[0].save(path)
+        measure = guarded(sensitivity_table, f"sensitivity.metric = {config.metric!r}")
+        table: SensitivityTable = measure(
+            self.quantized,
+            self.space.formats(),
+            self.data.train.head(config.samples),
+            metric=config.metric,
+            loss=self.loss,
+            batch_size=config.batch_size,
+            seed=self.config.seed,
+            file=path,
+            progress=progress,
+        )
+        self._tables[:] = [table]
+        return table
+
+    def interactions(self, *, file: Path | None = None, progress: Progress | None = None) -> InteractionTable | None:
+        """What pairs of layers lose together, from `file` where it is there and fits; `None` where not asked for.
+
+        Raises:
+            InputError: too few passes for a pair, or a file made for another setup.
+        """
+        config = self.config.sensitivity
+        if not config.interactions:
+            return None
+        return interaction_table(
+            self.quantized,
+            self.space.precisions,
+            self.data.train.head(config.samples),
+            loss=self.loss,
+            passes=config.interactions,
+            batch_size=config.batch_size,
+            file=file,
+            progress=progress,
+        )
+
+    def check(self) -> None:
+        """Build what is cheap and can be wrong, so that a bad experiment fails before anything is measured.
+
+        Raises:
+            InputError: the names, model, data, device, space, budgets, objective, loss or metric cannot be used.
+        """
+        config = self.config
+        check_names(config)
+        check_strategy(self.strategy, config, folder=self.folder)
+        if self.strategy.needs_model:
+            check_not_folded(self.quantization)
+        check_objective(config)
+        _ = (self.space, self.budgets, self.metric, self.compute_device)
+        if config.sensitivity.interactions:
+            affordable_pairs(self.space.precisions, config.sensitivity.interactions)
+        require_metrics(self.cost_model, (config.objective, *self.budgets))
+        size = config.sensitivity.batch_size
+        check_loss(self.model, next(self.data.train.head(size).batches(size)), self.loss, config)
+        if config.evaluator.trains:
+            _ = self.fine_tuner
+
+    def mixed_model(self, problem: Problem) -> MixedModel:
+        """The model as the differentiable search trains it, on the train split.
+
+        Raises:
+            InputError: batch norm is folded.
+        """
+        return MixedModel(
+            self.model,
+            self.quantized,
+            choices={layer: problem.choices(layer) for layer in problem.layers},
+            split=self.data.train,
+            loss=self.loss,
+            batch_size=self.config.sensitivity.batch_size,
+        )
+
+    @property
+    def strategy(self) -> type[SearchStrategy]:
+        """The search strategy; with `budgets.accuracy_drop`, the bisection that keeps to it."""
+        return AccuracyDropSearch if "accuracy_drop" in self.config.budgets else STRATEGIES[self.config.search.strategy]
+
+    def problem(self, sensitivity: SensitivityTable | None, interactions: InteractionTable | None = None) -> Problem:
+        """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone.
+
+        Args:
+            sensitivity: loss increases of single layers.
+            interactions: and what pairs of layers lose beyond their sum.
+
+        Raises:
+            InputError: the sensitivity table lacks a choice.
+        """
+        try:
+            rows = {
+                layer: {str(p): 0.0 if sensitivity is None else sensitivity.of(layer, p) for p in choices}
+                for layer, choices in self.space.precisions.items()
+            }
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the sensitivity table is damaged: {error!r}; remove it to have it made anew") from error
+        document = problem_document(
+            self.network,
+            self.cost_model,
+            self.space,
+            sensitivity=rows,
+            budgets=self.budgets,
+            objective=self.config.objective,
+            interactions=() if interactions is None else interactions.pairs,
+        )
+        return Problem.from_doc(document)

@@ -1,0 +1,59 @@
+"""Bit-serial matrix engines (BISMO: Umuroglu et al., FPL 2018): cost grows with weight bits x activation bits."""
+
+from __future__ import annotations
+
+from haq.hardware.base import MJ_PER_PJ, MS_PER_US, ProfileCostModel
+from haq.hardware.packing import ceil_div, gemm
+from haq.hardware.sections import BitSerial
+from haq.values.formats import Precision
+from haq.values.network import LayerSpec
+
+
+class BitSerialModel(ProfileCostModel):
+    """The closed form that HAQ's published BISMO latency table follows, generalised to any array size.
+
+    Of a layer as a matrix product of M rows, K depth and N columns, at w weight bits and a activation bits, with D the
+    width of a dot-product unit and p = D / port width:
+
+        activations = a M ceil(K / D) p                 fetched once
+        weights     = w N ceil(K / D) p                 fetched once per sample by convolutions, once by linear layers
+        compute     = w a ceil(M / rows) ceil(N / columns) ceil(K / D)
+        cycles      = max(activations, weights, compute + weights / 2)
+
+    The half of the weight fetch that compute does not hide is absent in linear and depthwise layers. A depthwise layer
+    takes `columns` channels side by side.
+    """
+
+    @property
+    def _section(self) -> BitSerial:
+        section = self.profile.bit_serial
+        assert section is not None  # the profile's validator saw to it
+        return section
+
+    def cycles(self, layer: LayerSpec, precision: Precision) -> float:
+        """Clock cycles of `layer` for the whole batch."""
+        array, product = self._section, gemm(layer)
+        w, a = precision.weight.bits, precision.activation.bits
+        fetch = array.depth_bits / array.port_bits
+        rows, words = self.batch * product.rows, ceil_div(product.depth, array.depth_bits)
+        lanes = ceil_div(product.columns, array.columns) * product.groups
+        streams = product.groups
+        if layer.is_depthwise:
+            lanes = streams = ceil_div(layer.out_channels, array.columns)
+        reads = layer.calls * (1 if layer.kind == "linear" else self.batch)
+        activations = a * rows * words * streams * fetch
+        weights = reads * w * words * product.columns * product.groups * fetch
+        compute = w * a * ceil_div(rows, array.rows) * lanes * words
+        exposed = 0.0 if layer.is_depthwise or layer.kind == "linear" else weights / 2
+        return max(activations, weights, compute + exposed)
+
+    def _latency_ms(self, layer: LayerSpec, precision: Precision) -> float:
+        busy_us = self.cycles(layer, precision) / (self.profile.device.frequency_mhz or 0)
+        return (busy_us + layer.calls * self.profile.overhead.per_layer_us) * MS_PER_US
+
+    def _energy_mj(self, layer: LayerSpec, precision: Precision) -> float:
+        memory = self.profile.memory
+        bit_macs = self.batch * layer.macs * precision.weight.bits * precision.activation.bits
+        compute_pj = bit_macs * (self._section.energy_pj_per_bit_mac or 0.0)
+        moved = sum(self.moved_bytes(layer, precision))
+        return (compute_pj + moved * (memory.energy_pj_per_byte + memory.buffer_energy_pj_per_byte)) * MJ_PER_PJ

@@ -1,0 +1,4 @@
+"""One file per runtime that can be timed.
+
+In: a quantized model and a policy. Out: seconds per inference.
+"""

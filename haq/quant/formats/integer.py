@@ -1,0 +1,92 @@
+"""Integers: one scale for a tensor, or one per row of a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_INTEGER_BITS = 16
+"""Wider integers are simulated as float32 as it is: a float32 cannot tell more of their steps apart."""
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+"""Quantization is computed in float32 for models of these types: their own arithmetic rounds too coarsely."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerTensorInteger:
+    """Integers with one scale: clamp(round(x / scale) + zero_point, quant_min, quant_max).
+
+    Bit for bit what `torch.fake_quantize_per_tensor_affine` returns on finite input, about fifteen times faster on CPU;
+    where a gradient is wanted, that very operator runs (straight-through estimator).
+    """
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype in HALF_TYPES:
+            return self(x.float()).to(x.dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        # torch multiplies by the float32 reciprocal; dividing would round differently on ties.
+        y = torch.mul(x, _reciprocal(self.scale)).round_()
+        y.clamp_(self.quant_min - self.zero_point, self.quant_max - self.zero_point)
+        # 0 + scale * y in one pass, not scale * y: torch's operator never returns a negative zero.
+        return torch.add(_zero(y), y, alpha=self.scale, out=y)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The integer codes, int32."""
+        codes = torch.mul(x, _reciprocal(self.scale)).round_().add_(self.zero_point)
+        return codes.clamp_(self.quant_min, self.quant_max).to(torch.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PerRowInteger:
+    """Integers with one scale and zero point per row of a matrix, each `[rows, 1]`.
+
+    Bit for bit `torch.fake_quantize_per_channel_affine` along axis 0 on finite input.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            zero_point = self.zero_point.flatten().to(torch.int32)
+            return torch.fake_quantize_per_channel_affine(
+                x, self.scale.flatten(), zero_point, 0, self.quant_min, self.quant_max
+            )
+        # Clamping between numbers is several times faster than between tensors.
+        y = (x * self.scale.reciprocal()).round_().add_(self.zero_point)
+        return y.clamp_(self.quant_min, self.quant_max).sub_(self.zero_point).mul_(self.scale)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The integer codes, int32."""
+        codes = (x * self.scale.reciprocal()).round_() + self.zero_point
+        return codes.clamp_(self.quant_min, self.quant_max).to(torch.int32)
+
+
+def integer_limits(bits: int, scheme: str) -> tuple[int, int]:
+    """The smallest and the largest code of an integer format.
+
+    Symmetric codes use the full range, -2^(b-1) to 2^(b-1) - 1: at every scale their levels include those of the
+    narrow range (without -2^(b-1)), so with a searched scale their error is never larger; at 2 bits the fourth level
+    takes about a fifth off the error of Gaussian weights. Affine codes run from 0 to 2^b - 1.
+    """
+    if scheme == "symmetric":
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def _reciprocal(scale: float) -> float:
+    return float(torch.tensor(scale, dtype=torch.float32).reciprocal())
+
+
+def _zero(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device)

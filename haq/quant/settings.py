@@ -1,0 +1,30 @@
+"""`[quantization]` of the experiment file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from haq.edges.validation import Section
+
+
+class QuantizationConfig(Section):
+    """How numbers become integers. What is left out comes from the device profile, else from the defaults here."""
+
+    weight_granularity: Literal["tensor", "channel", "group"] | None = None
+    """Default: `channel`."""
+    group_size: int = Field(64, ge=1)
+    weight_scheme: Literal["symmetric", "affine"] | None = None
+    """Default: `symmetric`."""
+    activation_scheme: Literal["symmetric", "affine"] | None = None
+    """Default: `affine`."""
+    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy"] | None = None
+    """Default: `balanced`: squared error with more weight on changes of gain and mean, which do not average out."""
+    activation_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
+    """Default: `mse`."""
+    percentile: float = Field(99.99, gt=50, le=100)
+    calibration_samples: int = Field(512, ge=1)
+    batch_norm: Literal["keep", "fold", "reestimate"] = "keep"
+    """`fold` into the weights before quantizing; `reestimate` running statistics of each policy on calibration data."""
+    bias_correction: bool = False
