@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from haq.edges.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -46,29 +47,22 @@ __all__ = [
     "run_experiment",
 ]
 
-_HOMES = {
-    "haq.experiment.config": ("ExperimentConfig", "load_experiment"),
-    "haq.experiment.experiment": ("Experiment",),
-    "haq.export": ("load_quantized",),
-    "haq.hardware": ("load_profile",),
-    "haq.problem.problem": ("Problem", "load_problem"),
-    "haq.quant": ("QuantizedModel",),
-    "haq.runs.search": ("run_experiment",),
-    "haq.search": ("SearchStrategy",),
-    "haq.values.errors": ("InfeasibleError", "InputError"),
-    "haq.values.formats": ("Format", "Precision"),
-    "haq.values.network": ("Network",),
-    "haq.values.policy": ("Policy",),
-    "haq.values.trial": ("Measurement", "Trial"),
-    "haq.zoo": ("DataSplits", "Split"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `haq solve` needs no torch and should not wait for it."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'haq' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "haq.experiment.config": ("ExperimentConfig", "load_experiment"),
+        "haq.experiment.experiment": ("Experiment",),
+        "haq.export": ("load_quantized",),
+        "haq.hardware": ("load_profile",),
+        "haq.problem.problem": ("Problem", "load_problem"),
+        "haq.quant": ("QuantizedModel",),
+        "haq.runs.search": ("run_experiment",),
+        "haq.search": ("SearchStrategy",),
+        "haq.values.errors": ("InfeasibleError", "InputError"),
+        "haq.values.formats": ("Format", "Precision"),
+        "haq.values.network": ("Network",),
+        "haq.values.policy": ("Policy",),
+        "haq.values.trial": ("Measurement", "Trial"),
+        "haq.zoo": ("DataSplits", "Split"),
+    },
+)

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from haq.evaluate import LOSSES, FineTuner, PTQEvaluator, QATEvaluator, SplitEvaluator
+from haq.evaluate import LOSSES, PTQEvaluator, QATEvaluator, SplitEvaluator
 from haq.quant import QuantizedModel
+from haq.training import FineTuner
 from haq.training.settings import QATConfig
 from haq.values.formats import Precision
 from haq.values.policy import Policy

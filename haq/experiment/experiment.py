@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from haq.edges.documents import read_json
 from haq.edges.user_code import guarded
 from haq.edges.validation import one_line
-from haq.evaluate import FineTuner, MixedModel, PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator, check_not_folded
+from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator
 from haq.experiment.checks import check_loss, check_names, check_objective, check_strategy
 from haq.experiment.config import ExperimentConfig, load_experiment
 from haq.experiment.inputs import Pieces
@@ -27,6 +27,7 @@ from haq.problem.problem import Problem
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
+from haq.training import FineTuner, MixedModel, check_not_folded
 from haq.training.settings import QATConfig
 from haq.values.errors import InputError
 

@@ -1,24 +1,28 @@
-"""Search: strategies that propose policies, and the loop that measures them. To add one: a file, and a line below."""
+"""Search: the contract of a strategy, the loop that measures what it proposes, the journal.
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+In: a `Problem`, a strategy, an executor. Out: trials. Strategies are in `strategies/`.
+"""
 
-from haq.problem.problem import Problem
-from haq.search.loop import run_search
-from haq.search.strategies.accuracy_drop import AccuracyDropSearch
-from haq.search.strategies.actor_critic import ActorCritic
-from haq.search.strategies.adaptive_ilp import AdaptiveILP
-from haq.search.strategies.bayesian import Bayesian
-from haq.search.strategies.differentiable import Differentiable, MixedModel
-from haq.search.strategies.evolutionary import Evolutionary
-from haq.search.strategies.greedy import Greedy
-from haq.search.strategies.ilp import ILP
-from haq.search.strategies.random_search import RandomSearch
-from haq.search.strategies.uniform import Uniform, uniform_policies
-from haq.search.strategy import SearchStrategy, check_options
-from haq.search.warm_start import Reader, WarmStarted, no_files, warm_sources
-from haq.values.policy import Policy
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from haq.edges.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from haq.search.loop import run_search
+    from haq.search.strategies import STRATEGIES, make_strategy, strategy_class
+    from haq.search.strategies.accuracy_drop import AccuracyDropSearch
+    from haq.search.strategies.actor_critic import ActorCritic
+    from haq.search.strategies.adaptive_ilp import AdaptiveILP
+    from haq.search.strategies.bayesian import Bayesian
+    from haq.search.strategies.differentiable import Differentiable
+    from haq.search.strategies.evolutionary import Evolutionary
+    from haq.search.strategies.greedy import Greedy
+    from haq.search.strategies.ilp import ILP
+    from haq.search.strategies.random_search import RandomSearch
+    from haq.search.strategies.uniform import Uniform, uniform_policies
+    from haq.search.strategy import SearchStrategy, check_options
 
 __all__ = [
     "ILP",
@@ -40,63 +44,21 @@ __all__ = [
     "uniform_policies",
 ]
 
-STRATEGIES: dict[str, type[SearchStrategy]] = {
-    "ilp": ILP,
-    "adaptive_ilp": AdaptiveILP,
-    "greedy": Greedy,
-    "uniform": Uniform,
-    "random": RandomSearch,
-    "actor_critic": ActorCritic,
-    "evolutionary": Evolutionary,
-    "bayesian": Bayesian,
-    "differentiable": Differentiable,
-}
-
-
-def strategy_class(name: str) -> type[SearchStrategy]:
-    """The strategy called `name`.
-
-    Raises:
-        KeyError: unknown name; the message lists the known ones.
-    """
-    if name not in STRATEGIES:
-        raise KeyError(f"unknown strategy {name!r}; known: {', '.join(sorted(STRATEGIES))}")
-    return STRATEGIES[name]
-
-
-def make_strategy(
-    name: str,
-    problem: Problem,
-    *,
-    seed: int = 0,
-    options: Mapping[str, Any] = MappingProxyType({}),
-    read: Reader = no_files,
-    model: Callable[[], MixedModel] | None = None,
-) -> SearchStrategy:
-    """The strategy called `name` with its options; with `warm_start` among them, others' policies come first.
-
-    Args:
-        name: in `STRATEGIES`.
-        problem: tables, budgets and objective.
-        seed: of the strategy, and of those whose policies come first.
-        options: as under `[search.options]`, checked by `check_options`.
-        read: gives the policies of a source of `warm_start` that is no strategy.
-        model: makes the model that a strategy with `needs_model` trains.
-
-    Raises:
-        KeyError: unknown name.
-        InputError: a model is needed and missing, or options that contradict each other.
-    """
-    strategy: Any = strategy_class(name)
-    sources, count = warm_sources(strategy, options)
-    own = {key: value for key, value in options.items() if key not in ("warm_start", "warm_start_policies")}
-    if strategy.needs_model and model is not None:
-        own["model"] = model()
-    inner: SearchStrategy = strategy(problem, seed=seed, **own)
-
-    def policies_of(source: str) -> list[Policy]:
-        if source in STRATEGIES:
-            return make_strategy(source, problem, seed=seed, model=model).suggest(count)
-        return read(source, count)
-
-    return WarmStarted(inner, lambda: [p for source in sources for p in policies_of(source)]) if sources else inner
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "haq.search.loop": ("run_search",),
+        "haq.search.strategies": ("STRATEGIES", "make_strategy", "strategy_class"),
+        "haq.search.strategies.accuracy_drop": ("AccuracyDropSearch",),
+        "haq.search.strategies.actor_critic": ("ActorCritic",),
+        "haq.search.strategies.adaptive_ilp": ("AdaptiveILP",),
+        "haq.search.strategies.bayesian": ("Bayesian",),
+        "haq.search.strategies.differentiable": ("Differentiable",),
+        "haq.search.strategies.evolutionary": ("Evolutionary",),
+        "haq.search.strategies.greedy": ("Greedy",),
+        "haq.search.strategies.ilp": ("ILP",),
+        "haq.search.strategies.random_search": ("RandomSearch",),
+        "haq.search.strategies.uniform": ("Uniform", "uniform_policies"),
+        "haq.search.strategy": ("SearchStrategy", "check_options"),
+    },
+)

@@ -178,7 +178,7 @@ def test_the_last_rung_is_exported(run_haq, tmp_path, policy):
 
 
 def test_a_refusal_comes_before_the_fine_tuning(run_haq, tmp_path, policy, monkeypatch):
-    monkeypatch.setattr("haq.evaluate.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("haq.training.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
     policy.write_text(policy.read_text().replace('"weight_bits": 4', '"weight_format": "ternary"'))
     chosen = settings(*FINE_TUNED, "evaluator.qat.ternary=ttq")
     code, printed, line = run_haq(
@@ -190,7 +190,7 @@ def test_a_refusal_comes_before_the_fine_tuning(run_haq, tmp_path, policy, monke
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_fine_tuning(run_haq, tmp_path, policy, monkeypatch):
-    monkeypatch.setattr("haq.evaluate.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("haq.training.FineTuner.train", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "file").write_text("")
     code, _, line = run_haq(
         "export", policy, "--experiment", QUICKSTART, *settings(*FINE_TUNED), "--format", "torch", "--out",

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from haq.evaluate import LOSSES, METRICS, LocalExecutor, PTQEvaluator, Scoring
+from haq.evaluate import LOSSES, METRICS, PTQEvaluator, Scoring
+from haq.execute import LocalExecutor
 from haq.quant import QuantizedModel, correct_bias, reestimate_batch_norm
 from haq.quant.settings import QuantizationConfig
 from haq.values.errors import InputError

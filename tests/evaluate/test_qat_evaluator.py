@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from haq.evaluate import FineTuner, PTQEvaluator, QATEvaluator, Scoring
+from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring
 from haq.experiment.config import load_experiment
 from haq.experiment.experiment import Experiment
 from haq.problem.space import SearchSpace
 from haq.quant import QuantizedModel
+from haq.training import FineTuner
 from haq.training.distillation import DISTILLATIONS
 from haq.training.settings import QATConfig
 from haq.values.errors import InputError

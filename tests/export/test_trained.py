@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 import haq
 from haq import InputError, Policy, Precision
-from haq.evaluate import LOSSES, FineTuner
+from haq.evaluate import LOSSES
 from haq.export import export
+from haq.training import FineTuner
 from haq.training.settings import QATConfig
 
 CASES = {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from haq.evaluate import MixedModel, PTQEvaluator
+from haq.evaluate import PTQEvaluator
 from haq.experiment.experiment import Experiment
 from haq.runs.search import run_experiment
+from haq.training import MixedModel
 from haq.values.errors import InputError
 from haq.values.formats import Precision
 from haq.values.policy import Policy
