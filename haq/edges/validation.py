@@ -16,10 +16,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def one_line(error: ValidationError) -> str:
-    """The first problem of a pydantic error as `key: what is wrong (got value)`."""
+def one_line(error: ValidationError, *, prefix: str = "") -> str:
+    """The first problem of a pydantic error as `key: what is wrong (got value)`; `prefix`: the section read."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "top level"
+    key = ".".join(str(part) for part in ((prefix,) if prefix else ()) + first["loc"]) or "top level"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; remove it or check its spelling"

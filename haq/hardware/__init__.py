@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
 from haq.hardware.host import cpu_model, profile_warnings
-from haq.hardware.kinds.bit_serial import BitSerialModel
-from haq.hardware.kinds.roofline import RooflineModel
-from haq.hardware.kinds.systolic import SystolicModel
-from haq.hardware.kinds.table import TableModel, network_digest, shape_key
-from haq.hardware.load import list_profiles, load_profile, profile_names
+from haq.hardware.kinds import COST_MODELS
+from haq.hardware.kinds.table import network_digest, shape_key
+from haq.hardware.load import list_profiles, load_profile, parse_profile, profile_names
 from haq.hardware.packing import Granularity
 from haq.hardware.profile import HardwareProfile
-
-COST_MODELS: dict[str, type[ProfileCostModel]] = {
-    "capability": ProfileCostModel,
-    "table": TableModel,
-    "roofline": RooflineModel,
-    "bit_serial": BitSerialModel,
-    "systolic": SystolicModel,
-}
-"""Profile kind -> cost model."""
 
 
 def build_cost_model(
@@ -30,7 +19,7 @@ def build_cost_model(
     weight_granularity: Granularity = "channel",
     group_size: int = 64,
     weight_scheme: Literal["symmetric", "affine"] = "symmetric",
-) -> ProfileCostModel:
+) -> ProfileCostModel[Any]:
     """The cost model of a device, for networks whose weights are quantized in this way.
 
     Raises:
@@ -52,6 +41,7 @@ __all__ = [
     "list_profiles",
     "load_profile",
     "network_digest",
+    "parse_profile",
     "profile_names",
     "profile_warnings",
     "require_metrics",

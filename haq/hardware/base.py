@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
 from haq.hardware.profile import HardwareProfile
-from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, operation
+from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, KindSection, operation
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.network import LayerSpec, Network, Tensor
@@ -95,11 +95,14 @@ def input_reader(network: Network, elements: int) -> str | None:
     return (matching or inputs)[0].consumers[0] if inputs else None
 
 
-class ProfileCostModel:
+SectionT = TypeVar("SectionT", bound=KindSection)
+
+
+class ProfileCostModel(Generic[SectionT]):
     """A cost model over a `HardwareProfile`: formats, sizes, packing and switches.
 
     By itself it prices a device of which only the capabilities are known; the subclasses, one per kind of profile, add
-    the time and energy of a layer.
+    the time and energy of a layer. A kind is one file in `kinds/`: its section, this class, and its own checks.
 
     Args:
         profile: the device.
@@ -107,6 +110,27 @@ class ProfileCostModel:
         group_size: weights per group where the granularity is `group`.
         weight_scheme: `affine` weights store zero points as well.
     """
+
+    section: ClassVar[type[KindSection] | None] = None
+    """The schema of the profile's section that has the name of the kind; `None`: the kind reads none."""
+
+    @classmethod
+    def section_of(cls, profile: HardwareProfile) -> SectionT:
+        """The section of this kind in `profile`, which was checked when it was read."""
+        return cast(SectionT, profile.section)
+
+    @classmethod
+    def check_profile(cls, profile: HardwareProfile) -> None:
+        """What this kind needs of the other sections.
+
+        Raises:
+            ValueError: names the key and the remedy.
+        """
+
+    @classmethod
+    def knows_energy(cls, profile: HardwareProfile) -> bool:
+        """Whether the profile's figures give energies for every precision."""
+        return False
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from pydantic import ValidationError
 
 from haq.edges.documents import read_toml
 from haq.edges.validation import one_line
+from haq.hardware.base import ProfileCostModel
+from haq.hardware.kinds import COST_MODELS
 from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import KindSection
 from haq.values.errors import InputError
 
 
@@ -65,8 +69,52 @@ def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Hardw
     path = _find(str(name_or_path), base)
     document: dict[str, Any] = {"name": path.stem, **read_toml(path)}
     try:
-        profile = HardwareProfile.model_validate(document)
+        return parse_profile(document, folder=path.parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def parse_profile(document: Mapping[str, Any], *, folder: Path = Path()) -> HardwareProfile:
+    """The profile that a document with the keys of the file describes.
+
+    Args:
+        document: plain data.
+        folder: where the files lie that it names.
+
+    Raises:
+        InputError: it breaks the schema; one line with the key and the remedy.
+    """
+    named = document.get("kind")
+    if isinstance(named, str) and named not in COST_MODELS:
+        raise InputError(f"kind: unknown kind {named!r}; known: {', '.join(COST_MODELS)}")
+    kind = named if isinstance(named, str) else "capability"  # what is wrong with it is the schema's to say
+    model = COST_MODELS[kind]
+    common = {key: value for key, value in document.items() if key not in COST_MODELS}
+    try:
+        if "section" in common:
+            raise ValueError("section: unknown key; remove it or check its spelling")
+        section = _section(kind, model, document) if isinstance(named, str) else None
+        profile = HardwareProfile.model_validate({**common, "section": section})
+        model.check_profile(profile)
     except ValidationError as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
-    profile._folder = path.parent
+        raise InputError(one_line(error)) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    profile._folder = folder
+    profile._energy = model.knows_energy(profile)
     return profile
+
+
+def _section(kind: str, model: type[ProfileCostModel[Any]], document: Mapping[str, Any]) -> KindSection | None:
+    given = {key for key in COST_MODELS if document.get(key) is not None}
+    wanted = set() if model.section is None else {kind}
+    for key in sorted(wanted - given):
+        raise ValueError(f"kind {kind!r} needs a section [{key}]; add it")
+    for key in sorted(given - wanted):
+        raise ValueError(f"kind {kind!r} does not read section [{key}]; remove it or change the kind")
+    if model.section is None:
+        return None
+    try:
+        return model.section.model_validate(document[kind])
+    except ValidationError as error:
+        raise ValueError(one_line(error, prefix=kind)) from error

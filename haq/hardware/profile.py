@@ -8,18 +8,17 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, model_validator
 
 from haq.edges.validation import Section
 from haq.hardware.sections import (
-    OP_CLASSES,
     AlignmentRow,
-    BitSerial,
     ConversionRow,
     Count,
     Device,
     FormatName,
     FormatRow,
+    KindSection,
     Measured,
     Memory,
     Op,
@@ -27,16 +26,11 @@ from haq.hardware.sections import (
     Packing,
     ProfileQuantization,
     Provenance,
-    Roofline,
-    Systolic,
-    Table,
     Text,
     Ties,
 )
 from haq.values.formats import Format, Precision
 from haq.values.trial import METRICS
-
-Kind = Literal["capability", "table", "roofline", "bit_serial", "systolic"]
 
 
 class HardwareProfile(Section):
@@ -50,7 +44,8 @@ class HardwareProfile(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """The file's name without `.toml` unless the file says otherwise."""
     title: Text
-    kind: Kind
+    kind: Text
+    """Of cost model: a name in `haq.hardware.COST_MODELS`; its section has the same name."""
     batch: Count = 1
     device: Device
     provenance: Provenance
@@ -68,51 +63,15 @@ class HardwareProfile(Section):
     switch: tuple[ConversionRow, ...] = ()
     join: tuple[ConversionRow, ...] = ()
     """Cost per element of an operand whose format differs from its join's; left out: that of a switch."""
-    roofline: Roofline | None = None
-    bit_serial: BitSerial | None = None
-    systolic: Systolic | None = None
-    table: Table | None = None
+    section: SerializeAsAny[KindSection] | None = Field(None, exclude=True)
+    """What only this kind reads; in the file under the name of the kind."""
     _folder: Path = PrivateAttr(default=Path())
+    _energy: bool = PrivateAttr(default=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> HardwareProfile:
-        self._check_section()
-        self._check_rates()
-        self._check_integers()
         self._check_switches()
         return self
-
-    def _check_section(self) -> None:
-        given: set[str] = {
-            key for key in ("roofline", "bit_serial", "systolic", "table") if getattr(self, key) is not None
-        }
-        wanted: set[str] = set() if self.kind == "capability" else {self.kind}
-        for key in sorted(wanted - given):
-            raise ValueError(f"kind {self.kind!r} needs a section [{key}]; add it")
-        for key in sorted(given - wanted):
-            raise ValueError(f"kind {self.kind!r} does not read section [{key}]; remove it or change the kind")
-
-    def _check_rates(self) -> None:
-        if self.kind in ("bit_serial", "systolic") and self.device.frequency_mhz is None:
-            raise ValueError("device.frequency_mhz: missing; add it")
-        if self.kind == "systolic" and self.memory.bandwidth_gb_per_s is None:
-            raise ValueError("memory.bandwidth_gb_per_s: missing; add it")
-        if self.roofline is None:
-            return
-        if self.device.frequency_mhz is None and any(row.mac_per_cycle for row in self.roofline.rates):
-            raise ValueError("device.frequency_mhz: missing; mac_per_cycle needs it")
-        for op in OP_CLASSES:
-            for precision in self.precisions(op):
-                if not any(row.fits(op, precision) for row in self.roofline.rates):
-                    raise ValueError(f"{precision} is in formats but no roofline.rates row fits it for {op}; add one")
-
-    def _check_integers(self) -> None:
-        for precision in self.all_precisions if self.kind in ("bit_serial", "systolic") else ():
-            for fmt in (precision.weight, precision.activation):
-                if fmt.is_float:
-                    raise ValueError(f"a {self.kind} device computes integers; remove {fmt} from formats")
-                if self.systolic is not None and fmt.bits > self.systolic.max_bits:
-                    raise ValueError(f"{fmt} in formats is wider than systolic.max_bits {self.systolic.max_bits}")
 
     def _check_switches(self) -> None:
         if self.kind == "capability":
@@ -148,19 +107,37 @@ class HardwareProfile(Section):
     @property
     def metrics(self) -> frozenset[str]:
         """The cost metrics that the profile's figures can price; energy only where every precision states it."""
-        energy = (
-            (self.roofline is not None and all(row.energy_pj_per_mac is not None for row in self.roofline.rates))
-            or (self.bit_serial is not None and self.bit_serial.energy_pj_per_bit_mac is not None)
-            or (self.systolic is not None and self.systolic.energy_pj_per_cycle is not None)
-            or (self.table is not None and self.table.energy)
-        )
         timed = {"latency_ms"} if self.kind != "capability" else set()
         names = {"size_bytes", "peak_activation_bytes", "bops"} | timed
-        return frozenset(names | {"energy_mj"} if energy else names)
+        return frozenset(names | {"energy_mj"} if self._energy else names)
 
     def to_doc(self) -> dict[str, Any]:
         """Plain data with the keys of the file, defaults included."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        document = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if self.section is not None:
+            document[self.kind] = self.section.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return document
+
+    def require(self, key: str, value: object) -> None:
+        """For a kind's own check: `key` of the profile, which is `value`, must be stated.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if value is None:
+            raise ValueError(f"{key}: missing; kind {self.kind!r} needs it; add it")
+
+    def require_integers(self, *, max_bits: int | None = None, key: str = "") -> None:
+        """For a kind's own check: all formats are integers, of at most `max_bits`, which the profile's `key` states.
+
+        Raises:
+            ValueError: names the format.
+        """
+        for fmt in sorted({fmt for pair in self.all_precisions for fmt in (pair.weight, pair.activation)}):
+            if fmt.is_float:
+                raise ValueError(f"a {self.kind} device computes integers; remove {fmt} from formats")
+            if max_bits is not None and fmt.bits > max_bits:
+                raise ValueError(f"{fmt} in formats is wider than {key} {max_bits}")
 
     def summary(self) -> dict[str, Any]:
         """One row of a list of devices."""
@@ -187,6 +164,9 @@ class HardwareProfile(Section):
     def digest(self) -> str:
         """A hash of the profile's content, its table included."""
         digest = hashlib.sha256(self.model_dump_json().encode())
-        if self.table is not None and (self.folder / self.table.file).is_file():
-            digest.update((self.folder / self.table.file).read_bytes())
+        if self.section is not None:
+            digest.update(self.section.model_dump_json().encode())
+            for name in self.section.files:
+                if (self.folder / name).is_file():
+                    digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()[:16]

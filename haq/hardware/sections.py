@@ -50,6 +50,15 @@ def operation(layer: LayerSpec) -> Op:
     return "conv"
 
 
+class KindSection(Section):
+    """The section of a profile that one kind of cost model reads; its file is `kinds/<kind>.py`."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files beside the profile that belong to its content, by name."""
+        return ()
+
+
 class Rows(Section):
     """Which layers and precisions a row is for; what is left out matches everything. The first row that fits counts."""
 
@@ -97,65 +106,6 @@ class AlignmentRow(Rows):
 
     in_channels: Count = 1
     out_channels: Count = 1
-
-
-class RateRow(Rows):
-    """Peak multiply-accumulate rate, as `gmac_per_s` or as `mac_per_cycle` of the device's clock."""
-
-    gmac_per_s: Positive | None = None
-    mac_per_cycle: Positive | None = None
-    efficiency: Fraction = 1.0
-    """Share of the peak that real layers reach."""
-    overhead_us: NonNegative = 0.0
-    """Per call, on top of the device's own overhead per layer."""
-    energy_pj_per_mac: NonNegative | None = None
-
-    @model_validator(mode="after")
-    def _one_rate(self) -> RateRow:
-        if (self.gmac_per_s is None) == (self.mac_per_cycle is None):
-            raise ValueError("give either gmac_per_s or mac_per_cycle")
-        return self
-
-
-class Roofline(Section):
-    """Latency of a layer = max(compute, memory) + overhead."""
-
-    rates: tuple[RateRow, ...] = Field(min_length=1)
-
-
-class BitSerial(Section):
-    """A BISMO-like array of `rows` x `columns` dot-product units of `depth_bits`, fed by ports of `port_bits`."""
-
-    rows: Count
-    columns: Count
-    depth_bits: Count
-    port_bits: Count
-    energy_pj_per_bit_mac: NonNegative | None = None
-    """Of one multiply-accumulate per weight bit and activation bit: energy per MAC = this x w x a."""
-
-
-class Systolic(Section):
-    """A BitFusion-like array of `rows` (input channels) x `columns` (output channels) fusion units."""
-
-    rows: Count
-    columns: Count
-    max_bits: Count
-    min_bits: Count
-    weight_buffer_bytes: Count
-    """Usable for one tile: half of a double-buffered memory."""
-    input_buffer_bytes: Count
-    output_bits: Count | None = None
-    """Width in which results leave the array; the activation format's when left out."""
-    energy_pj_per_cycle: NonNegative | None = None
-    """Of the whole array in a busy cycle."""
-
-
-class Table(Section):
-    """Measured costs in a CSV file beside the profile."""
-
-    file: Text
-    energy: bool = False
-    """Whether every row states `energy_mj`; otherwise the device has no energy."""
 
 
 class Device(Section):

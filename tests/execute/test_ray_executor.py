@@ -107,7 +107,7 @@ def test_what_is_done_can_be_had_without_waiting(cluster, tmp_path):
     executor.close()
 
 
-@pytest.mark.parametrize("expression", ["import haq.cli, haq.runs.search", "import haq.execute"])
+@pytest.mark.parametrize("expression", ["import haq.commands.cli, haq.runs.search", "import haq.execute"])
 def test_ray_is_not_imported_unasked(expression):
     code = f"{expression}; import sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from haq.hardware import HardwareProfile
+from haq.hardware import HardwareProfile, parse_profile
 
 ROOFLINE: dict[str, Any] = {
     "name": "toy",
@@ -25,4 +25,4 @@ ROOFLINE: dict[str, Any] = {
 
 def profile(**changes: Any) -> HardwareProfile:
     """The toy profile with some of its keys replaced."""
-    return HardwareProfile.model_validate({**ROOFLINE, **changes})
+    return parse_profile({**ROOFLINE, **changes})

@@ -6,7 +6,7 @@ import pytest
 from networks import conv, linear, transposed
 from profiles import ROOFLINE
 
-from haq.hardware import HardwareProfile, build_cost_model, shape_key
+from haq.hardware import build_cost_model, parse_profile, shape_key
 from haq.hardware.kinds.table import read_table
 from haq.values.errors import InputError
 from haq.values.formats import Precision
@@ -20,7 +20,7 @@ W8A8, W4A8 = Precision.parse("w8a8"), Precision.parse("w4a8")
 def model(folder: Path, rows: str, *, energy: bool = False):
     (folder / "times.csv").write_text(HEADER + rows)
     document = {**ROOFLINE, "kind": "table", "roofline": None, "table": {"file": "times.csv", "energy": energy}}
-    profile = HardwareProfile.model_validate(document)
+    profile = parse_profile(document)
     profile._folder = folder
     return build_cost_model(profile)
 

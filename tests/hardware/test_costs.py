@@ -5,7 +5,7 @@ import json
 import pytest
 from networks import residual
 
-from haq.hardware import HardwareProfile, build_cost_model, load_profile
+from haq.hardware import HardwareProfile, build_cost_model, load_profile, parse_profile
 from haq.hardware.costs import cost_report
 from haq.values.errors import InputError
 from haq.values.formats import Precision
@@ -24,7 +24,7 @@ def report(profile: HardwareProfile = XEON, **changes: Precision):
 
 def with_keys(profile: HardwareProfile, **changes: object) -> HardwareProfile:
     document = profile.to_doc()
-    return HardwareProfile.model_validate({**document, **changes})
+    return parse_profile({**document, **changes})
 
 
 def test_agreeing_formats_switch_nothing() -> None:

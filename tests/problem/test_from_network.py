@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from networks import residual
 
-from haq.hardware import HardwareProfile, build_cost_model, load_profile
+from haq.hardware import HardwareProfile, build_cost_model, load_profile, parse_profile
 from haq.hardware.costs import cost_report
 from haq.problem.from_network import problem_document
 from haq.problem.problem import Problem
@@ -37,7 +37,7 @@ def build(device: HardwareProfile, config: SpaceConfig, network: Network = NETWO
 
 def with_input(name: str, input_format: str) -> HardwareProfile:
     document = load_profile(name).to_doc()
-    return HardwareProfile.model_validate({**document, "input_format": input_format})
+    return parse_profile({**document, "input_format": input_format})
 
 
 def policies(space: SearchSpace, count: int = 40):

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from haq.hardware.base import MJ_PER_PJ, MS_PER_US, ProfileCostModel
 from haq.hardware.packing import ceil_div, gemm
-from haq.hardware.sections import BitSerial
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import Count, KindSection, NonNegative
 from haq.values.formats import Precision
 from haq.values.network import LayerSpec
 
 
-class BitSerialModel(ProfileCostModel):
+class BitSerial(KindSection):
+    """A BISMO-like array of `rows` x `columns` dot-product units of `depth_bits`, fed by ports of `port_bits`."""
+
+    rows: Count
+    columns: Count
+    depth_bits: Count
+    port_bits: Count
+    energy_pj_per_bit_mac: NonNegative | None = None
+    """Of one multiply-accumulate per weight bit and activation bit: energy per MAC = this x w x a."""
+
+
+class BitSerialModel(ProfileCostModel[BitSerial]):
     """The closed form that HAQ's published BISMO latency table follows, generalised to any array size.
 
     Of a layer as a matrix product of M rows, K depth and N columns, at w weight bits and a activation bits, with D the
@@ -24,15 +36,20 @@ class BitSerialModel(ProfileCostModel):
     takes `columns` channels side by side.
     """
 
-    @property
-    def _section(self) -> BitSerial:
-        section = self.profile.bit_serial
-        assert section is not None  # the profile's validator saw to it
-        return section
+    section = BitSerial
+
+    @classmethod
+    def check_profile(cls, profile: HardwareProfile) -> None:
+        profile.require("device.frequency_mhz", profile.device.frequency_mhz)
+        profile.require_integers()
+
+    @classmethod
+    def knows_energy(cls, profile: HardwareProfile) -> bool:
+        return cls.section_of(profile).energy_pj_per_bit_mac is not None
 
     def cycles(self, layer: LayerSpec, precision: Precision) -> float:
         """Clock cycles of `layer` for the whole batch."""
-        array, product = self._section, gemm(layer)
+        array, product = self.section_of(self.profile), gemm(layer)
         w, a = precision.weight.bits, precision.activation.bits
         fetch = array.depth_bits / array.port_bits
         rows, words = self.batch * product.rows, ceil_div(product.depth, array.depth_bits)
@@ -54,6 +71,6 @@ class BitSerialModel(ProfileCostModel):
     def _energy_mj(self, layer: LayerSpec, precision: Precision) -> float:
         memory = self.profile.memory
         bit_macs = self.batch * layer.macs * precision.weight.bits * precision.activation.bits
-        compute_pj = bit_macs * (self._section.energy_pj_per_bit_mac or 0.0)
+        compute_pj = bit_macs * (self.section_of(self.profile).energy_pj_per_bit_mac or 0.0)
         moved = sum(self.moved_bytes(layer, precision))
         return (compute_pj + moved * (memory.energy_pj_per_byte + memory.buffer_energy_pj_per_byte)) * MJ_PER_PJ

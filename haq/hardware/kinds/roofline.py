@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from pydantic import Field, model_validator
+
 from haq.hardware.base import MJ_PER_PJ, MS_PER_NS, MS_PER_US, ProfileCostModel
-from haq.hardware.sections import RateRow, Roofline, operation
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import OP_CLASSES, Fraction, KindSection, NonNegative, Positive, Rows, operation
 from haq.values.formats import Precision
 from haq.values.network import LayerSpec
 
 
-class RooflineModel(ProfileCostModel):
+class RateRow(Rows):
+    """Peak multiply-accumulate rate, as `gmac_per_s` or as `mac_per_cycle` of the device's clock."""
+
+    gmac_per_s: Positive | None = None
+    mac_per_cycle: Positive | None = None
+    efficiency: Fraction = 1.0
+    """Share of the peak that real layers reach."""
+    overhead_us: NonNegative = 0.0
+    """Per call, on top of the device's own overhead per layer."""
+    energy_pj_per_mac: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> RateRow:
+        if (self.gmac_per_s is None) == (self.mac_per_cycle is None):
+            raise ValueError("give either gmac_per_s or mac_per_cycle")
+        return self
+
+
+class Roofline(KindSection):
+    """Latency of a layer = max(compute, memory) + overhead."""
+
+    rates: tuple[RateRow, ...] = Field(min_length=1)
+
+
+class RooflineModel(ProfileCostModel[Roofline]):
     """Latency = max(compute, memory) + overhead (Williams et al., CACM 2009).
 
     Compute is the padded multiply-accumulates over rate x efficiency. Memory traffic is the packed weights plus the
@@ -16,14 +43,24 @@ class RooflineModel(ProfileCostModel):
     in parallel.
     """
 
-    @property
-    def _section(self) -> Roofline:
-        section = self.profile.roofline
-        assert section is not None  # the profile's validator saw to it
-        return section
+    section = Roofline
+
+    @classmethod
+    def check_profile(cls, profile: HardwareProfile) -> None:
+        section = cls.section_of(profile)
+        if profile.device.frequency_mhz is None and any(row.mac_per_cycle for row in section.rates):
+            raise ValueError("device.frequency_mhz: missing; mac_per_cycle needs it")
+        for op in OP_CLASSES:
+            for precision in profile.precisions(op):
+                if not any(row.fits(op, precision) for row in section.rates):
+                    raise ValueError(f"{precision} is in formats but no roofline.rates row fits it for {op}; add one")
+
+    @classmethod
+    def knows_energy(cls, profile: HardwareProfile) -> bool:
+        return all(row.energy_pj_per_mac is not None for row in cls.section_of(profile).rates)
 
     def _rate(self, layer: LayerSpec, precision: Precision) -> RateRow:
-        return next(row for row in self._section.rates if row.fits(operation(layer), precision))
+        return next(row for row in self.section_of(self.profile).rates if row.fits(operation(layer), precision))
 
     def _off_chip_bytes(self, layer: LayerSpec, precision: Precision) -> tuple[float, float]:
         weights, activations = self.moved_bytes(layer, precision)

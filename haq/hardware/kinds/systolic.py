@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from haq.hardware.base import MJ_PER_PJ, MS_PER_NS, MS_PER_US, ProfileCostModel
 from haq.hardware.packing import ceil_div, gemm
-from haq.hardware.sections import Systolic
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import Count, KindSection, NonNegative
 from haq.values.formats import Precision
 from haq.values.network import LayerSpec
 
 
-class SystolicModel(ProfileCostModel):
+class Systolic(KindSection):
+    """A BitFusion-like array of `rows` (input channels) x `columns` (output channels) fusion units."""
+
+    rows: Count
+    columns: Count
+    max_bits: Count
+    min_bits: Count
+    weight_buffer_bytes: Count
+    """Usable for one tile: half of a double-buffered memory."""
+    input_buffer_bytes: Count
+    output_bits: Count | None = None
+    """Width in which results leave the array; the activation format's when left out."""
+    energy_pj_per_cycle: NonNegative | None = None
+    """Of the whole array in a busy cycle."""
+
+
+class SystolicModel(ProfileCostModel[Systolic]):
     """A fusion unit does one product at `max_bits` or `fused` products of fewer bits at once, along the input channels.
 
     Compute and memory overlap: latency = max(cycles / frequency, off-chip bytes / bandwidth) + overhead. As the inner
@@ -17,27 +34,33 @@ class SystolicModel(ProfileCostModel):
     convolutions run group by group.
     """
 
-    @property
-    def _section(self) -> Systolic:
-        section = self.profile.systolic
-        assert section is not None  # the profile's validator saw to it
-        return section
+    section = Systolic
+
+    @classmethod
+    def check_profile(cls, profile: HardwareProfile) -> None:
+        profile.require("device.frequency_mhz", profile.device.frequency_mhz)
+        profile.require("memory.bandwidth_gb_per_s", profile.memory.bandwidth_gb_per_s)
+        profile.require_integers(max_bits=cls.section_of(profile).max_bits, key="systolic.max_bits")
+
+    @classmethod
+    def knows_energy(cls, profile: HardwareProfile) -> bool:
+        return cls.section_of(profile).energy_pj_per_cycle is not None
 
     def fused(self, precision: Precision) -> int:
         """Products per fusion unit and cycle: floor(max / a) floor(max / w), bits below `min_bits` counted as those."""
-        array = self._section
+        array = self.section_of(self.profile)
         lanes = (array.max_bits // max(fmt.bits, array.min_bits) for fmt in (precision.weight, precision.activation))
         return next(lanes) * next(lanes)
 
     def cycles(self, layer: LayerSpec, precision: Precision) -> int:
         """Busy cycles for the whole batch, convolutions as matrix products (im2col)."""
-        array, product = self._section, gemm(layer)
+        array, product = self.section_of(self.profile), gemm(layer)
         steps = ceil_div(product.depth, array.rows * self.fused(precision))
         return self.batch * product.rows * product.groups * ceil_div(product.columns, array.columns) * steps
 
     def off_chip_bytes(self, layer: LayerSpec, precision: Precision) -> float:
         """Off-chip traffic: where neither weights nor inputs fit their buffer, the cheaper of the two is read again."""
-        array = self._section
+        array = self.section_of(self.profile)
         weights = float(layer.calls * self.weight_bytes(layer, precision.weight))
         inputs = self.storage_bytes(layer.input_elements, precision.activation)
         outputs = self.storage_bytes(layer.output_elements, precision.activation)
@@ -54,6 +77,6 @@ class SystolicModel(ProfileCostModel):
 
     def _energy_mj(self, layer: LayerSpec, precision: Precision) -> float:
         memory = self.profile.memory
-        core_pj = self.cycles(layer, precision) * (self._section.energy_pj_per_cycle or 0.0)
+        core_pj = self.cycles(layer, precision) * (self.section_of(self.profile).energy_pj_per_cycle or 0.0)
         off_chip = self.off_chip_bytes(layer, precision)
         return (core_pj + off_chip * (memory.energy_pj_per_byte + memory.buffer_energy_pj_per_byte)) * MJ_PER_PJ

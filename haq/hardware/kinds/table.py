@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from haq.hardware.base import ProfileCostModel
-from haq.hardware.sections import Table
+from haq.hardware.profile import HardwareProfile
+from haq.hardware.sections import KindSection, Text
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.network import LayerSpec, Network
@@ -42,6 +43,18 @@ def network_digest(network: Network) -> str:
     """What a table of a network's own layers depends on: their names and shapes, in order."""
     text = "\n".join(f"{layer.name} {shape_key(layer)}" for layer in network.layers)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Table(KindSection):
+    """Measured costs in a CSV file beside the profile."""
+
+    file: Text
+    energy: bool = False
+    """Whether every row states `energy_mj`; otherwise the device has no energy."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,)
 
 
 class Entry(NamedTuple):
@@ -106,25 +119,25 @@ def read_table(path: Path, *, energy: bool = False) -> dict[Key, Entry]:
     return table
 
 
-class TableModel(ProfileCostModel):
+class TableModel(ProfileCostModel[Table]):
     """Exact look-up by the layer's name, else by its shape; nothing is interpolated."""
 
     def check(self) -> None:
         _ = self._table
 
-    @property
-    def _section(self) -> Table:
-        section = self.profile.table
-        assert section is not None  # the profile's validator saw to it
-        return section
+    section = Table
+
+    @classmethod
+    def knows_energy(cls, profile: HardwareProfile) -> bool:
+        return cls.section_of(profile).energy
 
     @property
     def _path(self) -> Path:
-        return self.profile.folder / self._section.file
+        return self.profile.folder / self.section_of(self.profile).file
 
     @cached_property
     def _table(self) -> dict[Key, Entry]:
-        return read_table(self._path, energy=self._section.energy)
+        return read_table(self._path, energy=self.section_of(self.profile).energy)
 
     def _entry(self, layer: LayerSpec, precision: Precision) -> Entry:
         for key in (layer.name, shape_key(layer)):
