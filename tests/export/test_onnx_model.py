@@ -108,7 +108,9 @@ def weight_tensors(model: bytes, layer: str):
 @pytest.mark.parametrize(
     ("precision", "pack", "data_type", "low", "high"),
     [
-        ("w8a8", False, TensorProto.INT8, -128, 127),
+        ("w8a8", False, TensorProto.UINT8, 0, 255),
+        ("w8a7", False, TensorProto.INT8, -128, 127),
+        ("w7a8", False, TensorProto.INT8, -64, 63),
         ("w5a8", False, TensorProto.INT8, -16, 15),
         ("w4a8", False, TensorProto.INT8, -8, 7),
         ("w4a8", True, TensorProto.INT4, -8, 7),
@@ -127,14 +129,47 @@ def test_weights_are_integer_initializers(
     for layer in quantized.layers:
         codes, scale = weight_tensors(model, layer)
         values = numpy_helper.to_array(codes).astype(int)
+        offset = 128 if codes.data_type == TensorProto.UINT8 else 0
         assert codes.data_type == data_type
         assert values.min() >= low
         assert values.max() <= high
         wanted = quantized.quantized_weight(layer, Precision.parse(precision).weight)
         wanted = wanted.t() if wanted.dim() == 2 else wanted
         axis = [1, -1] if wanted.dim() == 2 else [-1] + [1] * (wanted.dim() - 1)
-        dequantized = torch.from_numpy(values * numpy_helper.to_array(scale).reshape(axis)).float()
+        dequantized = torch.from_numpy((values - offset) * numpy_helper.to_array(scale).reshape(axis)).float()
         assert torch.equal(dequantized, wanted)
+
+
+class Saturating(torch.nn.Module):
+    """Neighbouring products of 255 and 127: sums of two leave 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(8, 4, 3)
+        self.fc = torch.nn.Linear(4 * 4 * 4, 3)
+        for layer in (self.conv, self.fc):
+            torch.nn.init.ones_(layer.weight)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w8a7", "w7a8", "w4a8"])
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["positive", "negative"])
+@pytest.mark.parametrize("integer_outputs", [False, True])
+def test_no_kernel_saturates(precision, sign, integer_outputs):
+    """On processors without VNNI this fails wherever a kernel adds two such products in 16 bits."""
+    torch.manual_seed(0)
+    model, x = Saturating().eval(), torch.rand(16, 8, 6, 6) * 0.01 + 0.99
+    for layer in (model.conv, model.fc):
+        layer.weight.data.mul_(sign)
+    model.conv.bias.data.fill_(100.0)
+    quantized = QuantizedModel(model, calibration=[(x, None)])
+    quantized.apply(uniform(quantized, precision))
+    blob = onnx_model(model, capture(quantized), x, integer_outputs=integer_outputs).SerializeToString()
+    exact = OnnxRunner(blob, optimize=False)(x)
+    got = OnnxRunner(blob)(x)
+    assert float((got - exact).abs().max()) < 2e-2 * float(exact.abs().max())
 
 
 def test_packed_weights_halve_the_file(quantize_digits, digits_cnn, digits_images):

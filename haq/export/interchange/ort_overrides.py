@@ -13,7 +13,7 @@ from haq.deployed.state import LayerState, ModelState, check_codes
 from haq.edges.documents import read_json, write_bytes, write_json
 from haq.export.onnx.graph import Graph, attribute
 from haq.export.onnx.trace import OPSET, trace_marked
-from haq.export.onnx.weights import fold_batch_norms, name_float_layers
+from haq.export.onnx.weights import MIDDLE, fold_batch_norms, may_saturate, name_float_layers
 from haq.quant.formats.integer import PerTensorInteger
 from haq.values.errors import InputError
 
@@ -142,6 +142,8 @@ def _weight_entries(layer: LayerState, gain: np.ndarray | None, axis: int) -> li
     kind = next(f"QInt{width}" for width in (4, 8, 16) if bits <= width)
     if int(codes.min()) >= 0 and bits > layer.precision.weight.bits:  # affine codes
         kind = next(f"QUInt{width}" for width in (4, 8, 16) if bits - 1 <= width)
+    if kind == "QInt8" and may_saturate(layer):
+        kind, zeros = "QUInt8", zeros + MIDDLE
     axes = {} if len(scales) == 1 else {"axis": axis}
     return [
         {"quant_type": kind, "scale": float(s), "zero_point": int(z), **axes}

@@ -17,6 +17,7 @@ _FOLLOWED = ("Relu", "Clip", "MaxPool")
 _JOINS = ("Add",)
 _COMPUTES = ("Conv", "ConvTranspose")
 _LARGEST = 255
+_BYTES = (np.int8, np.uint8)
 
 
 def quantize_outputs(graph: Graph, inputs: Any) -> None:
@@ -63,7 +64,9 @@ def _reads_codes(graph: Graph, value: str) -> bool:
         return False
     codes = graph.value(node.input[0])
     zero = graph.value(node.input[2])
-    return (codes is None or codes.dtype == np.int8) and zero is not None and zero.dtype in (np.int8, np.uint8)
+    return (
+        (codes is None or codes.dtype in (np.int8, np.uint8)) and zero is not None and zero.dtype in (np.int8, np.uint8)
+    )
 
 
 def _end(graph: Graph, node: NodeProto) -> str:

@@ -10,11 +10,16 @@ from onnx import NodeProto, TensorProto, helper
 
 from haq.deployed.state import IntegerWeight, LayerState, ModelState
 from haq.export.onnx.graph import Graph, attribute
+from haq.quant.formats.integer import PerTensorInteger
 
 _SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16}
 _UNSIGNED = {4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
 _CASTS = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
 _FUSED = ("BatchNormalization", "Relu", "Clip")
+_LARGEST_SUM = 32767
+"""Runtimes on AVX2 without VNNI add two products of an unsigned input and a signed weight in 16 bits, saturating."""
+MIDDLE = 128
+"""Zero point of signed weights that are stored unsigned: products of two unsigned codes are added in 32 bits."""
 _BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes for which ONNX Runtime multiplies with 4-bit weights as they are (MatMulNBits)."""
 
@@ -52,6 +57,21 @@ def container(layer: LayerState, *, pack: bool) -> int:
     if not pack or not fmt.is_integer:
         width = max(width, 8)
     return (_UNSIGNED if unsigned else _SIGNED)[width]
+
+
+def may_saturate(layer: LayerState) -> bool:
+    """Whether a sum of two products of input and weight codes may leave 16 bits, whichever two a kernel adds up.
+
+    Not so where weights have 7 bits or fewer, or inputs; then signed weights are exact on every processor.
+    """
+    if layer.weight is None or not isinstance(layer.input, PerTensorInteger):
+        return False
+    levels = layer.input.quant_max - layer.input.quant_min
+    if levels > 255:  # no integer kernel takes 16-bit inputs
+        return False
+    codes = layer.weight.codes.to(torch.int64)
+    most = max(int(codes.max()), -int(codes.min()))
+    return 2 * levels * most > _LARGEST_SUM
 
 
 def name_float_layers(graph: Graph, state: ModelState) -> None:
@@ -151,8 +171,12 @@ def lower_weights(graph: Graph, state: ModelState, gains: dict[str, np.ndarray],
             nodes = _cast(graph, name, layer, state, result, transpose=turned is not None)
         else:
             rows = _Rows.of(layer.weight, gains.get(marker.output[0]))
-            data_type = container(layer, pack=pack)
-            nodes = _dequantize(graph, name, layer.weight, rows, data_type, result, transpose=turned is not None)
+            data_type, offset = container(layer, pack=pack), 0
+            if data_type == TensorProto.INT8 and may_saturate(layer):
+                data_type, offset = TensorProto.UINT8, MIDDLE
+            rows = _Rows(rows.codes + offset, rows.scale, rows.zero_point + offset)
+            codes = layer.weight.codes.numpy() + offset
+            nodes = _dequantize(graph, name, layer.weight, rows, codes, data_type, result, transpose=turned is not None)
         graph.replace(marker, nodes)
 
 
@@ -169,12 +193,19 @@ def _cast(
 
 
 def _dequantize(
-    graph: Graph, name: str, weight: IntegerWeight, rows: _Rows, data_type: int, result: str, *, transpose: bool
+    graph: Graph,
+    name: str,
+    weight: IntegerWeight,
+    rows: _Rows,
+    codes: np.ndarray,
+    data_type: int,
+    result: str,
+    *,
+    transpose: bool,
 ) -> list[NodeProto]:
     layout = weight.layout
     single = rows.scale.size == 1
     if rows.scale.shape[1] == 1 and (single or layout.transposed_groups <= 1):
-        codes = weight.codes.numpy()
         axis = 1 if layout.transposed_groups or transpose else 0
         parameters = () if single else (-1,)
         scale, zero = rows.scale.reshape(parameters), rows.zero_point.reshape(parameters)
