@@ -10,19 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from haq.experiment.config import ExperimentConfig
-from haq.hardware.costs import cost_report
-from haq.values.errors import InfeasibleError, InputError
-from haq.experiment.experiment import Experiment
 from haq.edges.documents import write_json, write_text
-from haq.problem.problem import load_problem
 from haq.edges.progress import Reporter
+from haq.experiment.config import ExperimentConfig
+from haq.experiment.experiment import Experiment
+from haq.hardware.costs import cost_report
+from haq.problem.problem import load_problem
 from haq.report import compare_runs
 from haq.results.read import load_run
 from haq.runs.search import run_experiment, run_folder
 from haq.search.answer import choose
-from haq.values.trial import Measurement, Trial
+from haq.values.errors import InfeasibleError, InputError
 from haq.values.policy import Policy
+from haq.values.trial import Measurement, Trial
 
 DOCUMENT = "front.json"
 

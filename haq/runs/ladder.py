@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from haq.values.errors import InputError
-from haq.training.fine_tuning import Failure
 from haq.experiment.experiment import Experiment, Progress
+from haq.experiment.workers import open_executor
 from haq.problem.problem import Problem
 from haq.search import RandomSearch
-from haq.search.loop import Executor
 from haq.search.journal import Journal
-from haq.values.trial import Measurement, Trial
+from haq.search.loop import Executor
+from haq.training.fine_tuning import Failure
+from haq.values.errors import InputError
 from haq.values.policy import Policy
-from haq.experiment.workers import open_executor
+from haq.values.trial import Measurement, Trial
 
 RUNGS = ("ptq", "bn", "shared", "qat")
 """What `haq ladder` compares where the experiment names no ladder."""

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from haq.hardware.costs import cost_report
-from haq.values.errors import InputError
 from haq.edges.documents import read_json, write_json
 from haq.hardware import profile_warnings
+from haq.hardware.costs import cost_report
 from haq.problem.problem import Problem
-from haq.profiling.runtimes.base import Prepared, Runtime
 from haq.profiling.machine import open_runtime
 from haq.profiling.policies import anchors
+from haq.profiling.runtimes.base import Prepared, Runtime
 from haq.profiling.runtimes.choice import RUNTIMES, RuntimeChoice
-from haq.profiling.timing import (Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces)
+from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
 from haq.solve.solve import solve
-from haq.values.policy import Policy
+from haq.values.errors import InputError
 from haq.values.formats import Precision
+from haq.values.policy import Policy
 from haq.values.trial import Trial
 
 if TYPE_CHECKING:
-    from haq.experiment.experiment import Experiment
     from haq.edges.progress import Reporter
+    from haq.experiment.experiment import Experiment
 
 LATENCY = "latency_ms"
 _MOST_TURNS = 6

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from haq import __version__
-from haq.hardware.costs import cost_report
-from haq.values.errors import InfeasibleError, InputError
 from haq.evaluate import SplitEvaluator
 from haq.experiment.experiment import Experiment
 from haq.hardware import profile_warnings
+from haq.hardware.costs import cost_report
 from haq.problem.problem import Problem
+from haq.results.verdict import verdict
 from haq.search.answer import choose
 from haq.solve.solve import Solution, solve
-from haq.values.policy import Policy
+from haq.values.errors import InfeasibleError, InputError
 from haq.values.trial import Trial
-from haq.results.verdict import verdict
-from haq.results.verdict import _digits
-from haq.results.verdict import _kept
-from haq.results.verdict import _label
-from haq.results.verdict import _comparison
 
 SCHEMA_VERSION = 1
 _MARGINAL_FACTORS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25)
@@ -164,16 +158,6 @@ def _best_measured(trials: Sequence[Trial], problem: Problem, answer: Trial, flo
     if problem.objective != "sensitivity" or best is None or best.measurement.score <= answer.measurement.score:
         return None
     return best.measurement.score
-
-
-
-
-
-
-
-
-
-
 
 
 def _marginal(problem: Problem) -> dict[str, Any]:

@@ -9,24 +9,24 @@ from typing import Any
 
 import pandas as pd
 
-from haq.values.errors import InfeasibleError, InputError
+from haq.edges.documents import write_json, write_text
+from haq.edges.progress import Reporter, Silent, Stages
 from haq.evaluate import SplitEvaluator
 from haq.experiment.experiment import Experiment, Progress
-from haq.edges.documents import write_json, write_text
+from haq.experiment.workers import open_executor, worker_count
 from haq.hardware import profile_warnings
-from haq.runs.ladder import climb
 from haq.problem.problem import Problem
-from haq.runs.remeasure import Confirmation, check_remeasure
-from haq.edges.progress import Reporter, Silent, Stages
 from haq.report import write_heat_map, write_plots, write_report
-from haq.runs.result import (Leader, policy_document, result_document, trial_row, versions)
-from haq.search import (AccuracyDropSearch, Greedy, SearchStrategy, make_strategy, run_search, uniform_policies)
+from haq.runs.ladder import climb
+from haq.runs.remeasure import Confirmation, check_remeasure
+from haq.runs.result import Leader, policy_document, result_document, trial_row, versions
+from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, make_strategy, run_search, uniform_policies
 from haq.search.journal import Journal, holds_trials, setup_of
-from haq.solve.solve import Solution, minima, solve
 from haq.sensitivity import SensitivityTable
+from haq.solve.solve import Solution, minima, solve
+from haq.values.errors import InfeasibleError, InputError
 from haq.values.policy import Policy
 from haq.values.trial import Trial
-from haq.experiment.workers import open_executor, worker_count
 
 JOURNAL = "trials.jsonl"
 LADDER = "ladder.jsonl"

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from haq.experiment.config import ExperimentConfig
-from haq.edges.validation import one_line
-from haq.values.errors import InfeasibleError, InputError
-from haq.experiment.experiment import Experiment
 from haq.edges.documents import read_json, read_toml, write_json
+from haq.edges.validation import one_line
+from haq.experiment.config import ExperimentConfig
+from haq.experiment.experiment import Experiment
 from haq.report import compare_runs
 from haq.runs.search import run_experiment
+from haq.values.errors import InfeasibleError, InputError
 
 _TUNE = "tune"
 _COMPARED = ("device.profile=", "budgets=")

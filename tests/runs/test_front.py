@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from haq.hardware.costs import cost_report
-from haq.values.errors import InfeasibleError, InputError
 from haq.experiment.experiment import Experiment
+from haq.hardware.costs import cost_report
 from haq.runs.front import points, run_front
+from haq.values.errors import InfeasibleError, InputError
 from haq.values.policy import Policy
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.toml"

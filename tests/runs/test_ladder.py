@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
+from haq.edges.progress import Silent
 from haq.experiment.config import load_experiment
-from haq.values.errors import InputError
 from haq.experiment.experiment import Experiment
 from haq.runs.ladder import compare_rungs, rank_correlation
-from haq.edges.progress import Silent
 from haq.runs.search import run_experiment
+from haq.values.errors import InputError
 from haq.values.policy import Policy
 
 EXPERIMENT = """

@@ -7,13 +7,13 @@ import pytest
 from test_profile_and_validate import LOW, KnownDevice
 
 from haq import Experiment, InputError, Policy, run_experiment
+from haq.edges.progress import Silent
 from haq.problem.problem import Problem
 from haq.profiling import machine as command
-from haq.runs import remeasure
-from haq.profiling.runtimes.base import Prepared
 from haq.profiling.machine import Settings, profile_machine
 from haq.profiling.policies import anchors, mixed_policies
-from haq.edges.progress import Silent
+from haq.profiling.runtimes.base import Prepared
+from haq.runs import remeasure
 from haq.solve.solve import solve
 
 pytest.importorskip("onnxruntime")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from haq.problem.problem import Problem
-from haq.runs.result import Leader
 from haq.results.verdict import verdict
+from haq.runs.result import Leader
 from haq.search.answer import choose
 from haq.testing import TOYS
 from haq.values.trial import Measurement, Trial
