@@ -247,8 +247,7 @@ class Problem:
             assignment, over = descend(self.near, start)
             if over == 0:
                 return assignment
-        shown = ", ".join(f"{metric} {value:g} (budget {self.budgets[metric]:g})" for metric, value in minimum.items())
-        raise InfeasibleError(f"found no policy within the budgets; the least found alone: {shown}", minimum)
+        raise InfeasibleError.of(minimum, self.budgets, proven=False)
 
     def breakdown(self, policy: Policy, metric: str) -> list[Contribution]:
         """The addends of `metric`, in document order: layers, edges, tensors, interactions, offset; or the steps.

@@ -23,6 +23,7 @@ from haq.profiling.policies import anchors
 from haq.profiling.runtimes.base import Prepared, Runtime
 from haq.profiling.runtimes.choice import RUNTIMES, RuntimeChoice
 from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
+from haq.solve.settings import SolverSettings
 from haq.solve.solve import solve
 from haq.values.errors import InputError
 from haq.values.formats import Precision
@@ -39,6 +40,7 @@ _ROUNDS = 20
 _NOTED_PACE = 0.05
 _MOST_SPELLS = 6
 """So many times the rounds on a machine that is too busy to tell."""
+_PLAIN = SolverSettings()
 
 
 @dataclass
@@ -153,7 +155,13 @@ def check_remeasure(experiment: Experiment) -> None:
 
 
 def remeasure(
-    problem: Problem, stopwatch: Stopwatch, *, count: int, guard_percent: float, show: Reporter
+    problem: Problem,
+    stopwatch: Stopwatch,
+    *,
+    count: int,
+    guard_percent: float,
+    show: Reporter,
+    solving: SolverSettings = _PLAIN,
 ) -> tuple[Problem, Remeasured]:
     """The problem with a latency budget that holds when it is measured.
 
@@ -163,13 +171,14 @@ def remeasure(
         count: how many of the best policies are measured each time.
         guard_percent: how far a prediction is trusted until a measurement confirms it.
         show: shows progress.
+        solving: how to solve.
     """
     bound = problem.budgets[LATENCY]
     state = Remeasured(bound, guard_percent, bound / (1 + guard_percent / 100))
     known: dict[str, float] = {}
     for _ in range(_MOST_TURNS):
         current = problem.with_budgets({**problem.budgets, LATENCY: state.corrected})
-        solution = solve(current, top=count)
+        solution = solve(current, top=count, **solving.keywords)
         policies = [current.policy(assignment) for assignment in solution.assignments]
         if not policies:
             state.corrected = max(_within(known, state), default=state.corrected)
@@ -227,7 +236,14 @@ class Confirmation:
             path.unlink(missing_ok=True)
         stopwatch = Stopwatch(runtime, path, profiled_anchors(experiment), threads=measured.threads)
         count = experiment.config.search.remeasure
-        tightened, state = remeasure(problem, stopwatch, count=count, guard_percent=measured.guard_percent, show=show)
+        tightened, state = remeasure(
+            problem,
+            stopwatch,
+            count=count,
+            guard_percent=measured.guard_percent,
+            show=show,
+            solving=SolverSettings.of(experiment.config.search.options),
+        )
         return cls(tightened, state, stopwatch)
 
     def kept(self, trials: Sequence[Trial]) -> list[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +16,7 @@ from haq.hardware.costs import cost_report
 from haq.problem.problem import Problem
 from haq.results.verdict import verdict
 from haq.search.answer import choose
+from haq.solve.settings import SolverSettings
 from haq.solve.solve import Solution, solve
 from haq.values.errors import InfeasibleError, InputError
 from haq.values.trial import Trial
@@ -120,7 +122,7 @@ def result_document(
         "references": [_entry(trial, None) for trial in trials if trial.source == "uniform"],
         "trials": len(trials),
         "breakdown": cost_report(experiment.network, experiment.cost_model, answer.policy).to_doc(),
-        "marginal": _marginal(problem),
+        "marginal": _marginal(problem, SolverSettings.of(config.search.options)),
         "warnings": [
             *profile_warnings(profile, experiment.network),
             *profile.warnings(problem.costs(answer.policy)),
@@ -160,16 +162,18 @@ def _best_measured(trials: Sequence[Trial], problem: Problem, answer: Trial, flo
     return best.measurement.score
 
 
-def _marginal(problem: Problem) -> dict[str, Any]:
+def _marginal(problem: Problem, solving: SolverSettings) -> dict[str, Any]:
     """What more or less of each budget does to the predicted objective: the problem solved again around the budget."""
-    return {metric: _around(problem, metric, budget) for metric, budget in problem.budgets.items()}
+    return {metric: _around(problem, metric, budget, solving) for metric, budget in problem.budgets.items()}
 
 
-def _around(problem: Problem, metric: str, budget: float) -> dict[str, Any]:
+def _around(problem: Problem, metric: str, budget: float, solving: SolverSettings) -> dict[str, Any]:
+    limit = min(solving.time_limit or _MARGINAL_SECONDS, _MARGINAL_SECONDS)
+    quick = replace(solving, gap=max(solving.gap, _MARGINAL_GAP), time_limit=limit)
     points = []
     for factor in _MARGINAL_FACTORS:
         other = problem.with_budgets({**problem.budgets, metric: factor * budget})
-        found = solve(other, gap=_MARGINAL_GAP, time_limit=_MARGINAL_SECONDS)
+        found = solve(other, **quick.keywords)
         if found.values:
             points.append({"budget": factor * budget, "objective": found.values[0]})
     at = [point for point in points if point["budget"] >= budget]

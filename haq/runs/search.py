@@ -23,7 +23,9 @@ from haq.runs.result import Leader, policy_document, result_document, trial_row,
 from haq.search import AccuracyDropSearch, Greedy, SearchStrategy, make_strategy, run_search, uniform_policies
 from haq.search.journal import Journal, holds_trials, setup_of
 from haq.sensitivity import SensitivityTable
-from haq.solve.solve import Solution, minima, solve
+from haq.solve.infeasible import infeasible
+from haq.solve.settings import SolverSettings
+from haq.solve.solve import Solution, solve
 from haq.values.errors import InfeasibleError, InputError
 from haq.values.policy import Policy
 from haq.values.trial import Trial
@@ -213,7 +215,7 @@ def build_strategy(experiment: Experiment, problem: Problem, *, floor: float | N
     """The strategy that the experiment names; with a `floor` of the score, the bisection that keeps to it."""
     config = experiment.config
     if floor is not None:
-        return AccuracyDropSearch(problem, floor=floor, **config.search.options)
+        return AccuracyDropSearch(problem, floor=floor, **AccuracyDropSearch.own_options(config.search.options))
 
     def read(source: str, count: int) -> list[Policy]:
         policies = experiment.policies_in(source)[:count]
@@ -235,17 +237,11 @@ def _solved(experiment: Experiment, problem: Problem) -> Solution:
     Raises:
         InfeasibleError: no policy meets the budgets; says the least achievable values.
     """
-    limit = experiment.config.search.options.get("time_limit")
-    solution = solve(problem, time_limit=limit)
-    if solution.status != "infeasible":
-        return solution
-    minimum = minima(problem, time_limit=limit)
-    least = ", ".join(f"{name} {value:.6g} (budget {problem.budgets[name]:.6g})" for name, value in minimum.items())
-    raise InfeasibleError(
-        f"no policy meets the budgets on {experiment.profile.name}; least achievable, each alone: {least}; "
-        "raise the budget or allow more formats in [space]",
-        minimum,
-    )
+    solving = SolverSettings.of(experiment.config.search.options)
+    solution = solve(problem, **solving.keywords)
+    if solution.status == "infeasible":
+        raise infeasible(problem, solving, device=experiment.profile.name)
+    return solution
 
 
 def _setup(experiment: Experiment, parallel: int) -> dict[str, Any]:

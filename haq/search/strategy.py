@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from inspect import Parameter, signature
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from haq.solve.settings import SOLVER_OPTIONS
 from haq.values.errors import InputError
 from haq.values.policy import Policy
 from haq.values.trial import Trial
 
-Gap = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Solver = Literal["auto", "highs", "cbc"]
 _NOT_OPTIONS = ("seed", "floor", "model")
 _WARM_START = {"warm_start": str | list[str], "warm_start_policies": Annotated[int, Field(ge=1)]}
 """Options of every strategy; see `haq.search.warm_start`."""
@@ -33,6 +31,12 @@ class SearchStrategy(ABC):
     """Whether it is built with `model`, which tables alone do not give."""
     warm_startable: ClassVar[bool] = True
     """Whether others' policies may come before its own."""
+
+    @classmethod
+    def own_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a search's options that its constructor takes: those of every solve only where it solves itself."""
+        keywords = signature(cls).parameters
+        return {name: value for name, value in options.items() if name in keywords}
 
     @classmethod
     def check(cls, objective: str, budgets: Collection[str]) -> None:
@@ -72,8 +76,8 @@ def check_options(strategy: type[SearchStrategy], options: Mapping[str, Any]) ->
         InputError: one that it does not have, or of a wrong type or value.
     """
     keywords = [p.name for p in signature(strategy).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-    common: Mapping[str, Any] = _WARM_START if strategy.warm_startable else {}
-    known = [*(name for name in keywords if name not in _NOT_OPTIONS), *common]
+    common: Mapping[str, Any] = {**SOLVER_OPTIONS, **(_WARM_START if strategy.warm_startable else {})}
+    known = list(dict.fromkeys([*(name for name in keywords if name not in _NOT_OPTIONS), *common]))
     hints = {**get_type_hints(strategy.__init__, include_extras=True), **common}
     for name, value in options.items():
         if name not in known:

@@ -19,3 +19,25 @@ class InfeasibleError(ValueError):
     def __init__(self, message: str, minimum: Mapping[str, float]) -> None:
         super().__init__(message)
         self.minimum = dict(minimum)
+
+    @classmethod
+    def of(
+        cls, minimum: Mapping[str, float], budgets: Mapping[str, float], *, device: str = "", proven: bool = True
+    ) -> InfeasibleError:
+        """The error with the one message that all searches give.
+
+        Args:
+            minimum: budgeted metric -> least achievable value of that metric alone; may lack some.
+            budgets: metric -> bound.
+            device: its name.
+            proven: whether nothing is within budget, or nothing was found.
+        """
+        begin = "no policy meets the budgets" if proven else "found no policy within the budgets"
+        where = f" on {device}" if device else ""
+        least = ", ".join(f"{metric} {value:.6g} (budget {budgets[metric]:.6g})" for metric, value in minimum.items())
+        alone = "least achievable, each alone" if proven else "least found, each alone"
+        return cls(
+            f"{begin}{where}; {alone}: {least or 'not proven in the time limit'}; raise the budget or allow more "
+            "formats in [space]",
+            minimum,
+        )

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from test_profile_and_validate import LOW, KnownDevice
+from known_device import LOW, KnownDevice
 
 from haq import Experiment, InputError, Policy, run_experiment
 from haq.edges.progress import Silent

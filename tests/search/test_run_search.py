@@ -11,7 +11,8 @@ import pytest
 from haq.search import STRATEGIES
 from haq.search.journal import Journal
 from haq.search.loop import run_search
-from haq.search.strategy import Gap, SearchStrategy, Seconds, Solver, check_options
+from haq.search.strategy import SearchStrategy, check_options
+from haq.solve.settings import Gap, Seconds, Solver
 from haq.values.errors import InputError
 from haq.values.formats import Precision
 from haq.values.policy import Policy

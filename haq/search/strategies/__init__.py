@@ -19,6 +19,7 @@ from haq.search.strategies.random_search import RandomSearch
 from haq.search.strategies.uniform import Uniform
 from haq.search.strategy import SearchStrategy
 from haq.search.warm_start import Reader, WarmStarted, no_files, warm_sources
+from haq.solve.settings import SOLVER_OPTIONS
 from haq.values.policy import Policy
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {
@@ -70,14 +71,16 @@ def make_strategy(
     """
     strategy: Any = strategy_class(name)
     sources, count = warm_sources(strategy, options)
-    own = {key: value for key, value in options.items() if key not in ("warm_start", "warm_start_policies")}
+    own = strategy.own_options(options)
     if strategy.needs_model and model is not None:
         own["model"] = model()
     inner: SearchStrategy = strategy(problem, seed=seed, **own)
 
+    solving = {key: value for key, value in options.items() if key in SOLVER_OPTIONS}
+
     def policies_of(source: str) -> list[Policy]:
         if source in STRATEGIES:
-            return make_strategy(source, problem, seed=seed, model=model).suggest(count)
+            return make_strategy(source, problem, seed=seed, options=solving, model=model).suggest(count)
         return read(source, count)
 
     return WarmStarted(inner, lambda: [p for source in sources for p in policies_of(source)]) if sources else inner

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from haq.problem.problem import Problem
-from haq.search.strategy import Gap, SearchStrategy, Seconds, Solver
+from haq.search.strategy import SearchStrategy
+from haq.solve.settings import Gap, Seconds, Solver
 from haq.solve.solve import solve
 from haq.values.policy import Policy
 from haq.values.trial import Trial

@@ -15,6 +15,7 @@ from haq.problem.tables import Floats, Ints
 from haq.search.strategy import SearchStrategy
 from haq.search.surrogate import Design, Fit, Terms, fit_loss, total
 from haq.solve.infeasible import infeasible
+from haq.solve.settings import Gap, Seconds, Solver, SolverSettings
 from haq.solve.solve import list_assignments, solve
 from haq.values.errors import InputError
 from haq.values.policy import Policy
@@ -41,6 +42,9 @@ class AdaptiveILP(SearchStrategy):
         samples: how many optima of draws besides.
         interactions: how many of the strongest pair terms the integer program has, where policies are too many to list;
             the choice among what it gives counts all.
+        gap: relative gap to the optimum at which a solve may stop.
+        time_limit: seconds for each solve.
+        solver: `auto`, `highs` or `cbc`.
 
     Raises:
         InputError: the objective is not the predicted loss, or the predicted loss has a budget.
@@ -55,8 +59,12 @@ class AdaptiveILP(SearchStrategy):
         candidates: AtLeastOne = 16,
         samples: Count = 4,
         interactions: Count = 8,
+        gap: Gap = 0.0,
+        time_limit: Seconds | None = None,
+        solver: Solver = "auto",
     ) -> None:
         self.check(problem.objective, problem.budgets)
+        self._solving = SolverSettings(gap, time_limit, solver)
         self._problem, self._seed, self._target = problem, seed, target
         self._candidates, self._samples, self._interactions = candidates, samples, interactions
         self._design = Design(problem)
@@ -102,7 +110,7 @@ class AdaptiveILP(SearchStrategy):
         if not self._rows:
             found = self._best(self._problem, 1)
             if not found and not self._seen:
-                raise infeasible(self._problem)
+                raise infeasible(self._problem, self._solving)
             return found[0] if found else None
         fits, prior = self._fits(), self._design.prior
         mean = total(prior, (fit.terms() for fit in fits))
@@ -151,7 +159,7 @@ class AdaptiveILP(SearchStrategy):
     def _best(self, problem: Problem, count: int) -> list[Ints]:
         """The `count` best assignments not seen yet: by the exact solver, in a small space from a list made once."""
         if self._listed is None:
-            return list(solve(problem, top=count, excluded=frozenset(self._seen)).assignments)
+            return list(solve(problem, top=count, excluded=frozenset(self._seen), **self._solving.keywords).assignments)
         values = problem.tables.total(SENSITIVITY, self._listed)
         order = np.argsort(values, kind="stable")[: count + len(self._seen)]
         return [row for row in self._listed[order] if row.tobytes() not in self._seen][:count]

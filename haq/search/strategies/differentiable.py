@@ -19,6 +19,7 @@ from haq.problem.problem import Problem
 from haq.problem.tables import Floats, Ints
 from haq.search.strategy import SearchStrategy
 from haq.solve.infeasible import infeasible
+from haq.solve.settings import Gap, Seconds, Solver, SolverSettings
 from haq.solve.solve import solve
 from haq.values.errors import InputError
 from haq.values.policy import Policy
@@ -55,6 +56,9 @@ class Differentiable(SearchStrategy):
             measured from the float weights.
         temperature: of the Gumbel-softmax at the start; it falls to a tenth of that, exponentially.
         penalty: how much a multiplier rises per step and part of the budget, in units of the loss.
+        gap: relative gap to the optimum at which a solve may stop.
+        time_limit: seconds for each solve.
+        solver: `auto`, `highs` or `cbc`.
 
     Raises:
         InputError: no model, or the objective is not the loss.
@@ -73,10 +77,14 @@ class Differentiable(SearchStrategy):
         weight_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
         temperature: Rate = 1.0,
         penalty: Rate = 0.1,
+        gap: Gap = 0.0,
+        time_limit: Seconds | None = None,
+        solver: Solver = "auto",
     ) -> None:
         if model is None:
             raise InputError("strategy 'differentiable' trains the model, and a table has none: use it in haq search")
         self.check(problem.objective, problem.budgets)
+        self._solving = SolverSettings(gap, time_limit, solver)
         self._problem, self._seed, self._model = problem, seed, model
         self._steps, self._learning_rate, self._weight_lr = steps, learning_rate, weight_lr
         self._temperature, self._penalty = temperature, penalty
@@ -102,9 +110,9 @@ class Differentiable(SearchStrategy):
             logits = self.logits()
             likely = logits - _per_group(np.logaddexp.reduceat, logits, self._problem)
             self._learned = self._problem.with_sensitivity(-likely)
-        solution = solve(self._learned, top=count, excluded=frozenset(self._seen))
+        solution = solve(self._learned, top=count, excluded=frozenset(self._seen), **self._solving.keywords)
         if solution.status == "infeasible" and not self._seen:
-            raise infeasible(self._problem)
+            raise infeasible(self._problem, self._solving)
         self._seen.update(assignment.tobytes() for assignment in solution.assignments)
         return [self._problem.policy(assignment) for assignment in solution.assignments]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from haq.problem.problem import Problem
-from haq.search.strategy import Gap, SearchStrategy, Seconds, Solver
+from haq.search.strategy import SearchStrategy
 from haq.solve.infeasible import infeasible
+from haq.solve.settings import Gap, Seconds, Solver, SolverSettings
 from haq.solve.solve import solve
 from haq.values.policy import Policy
 from haq.values.trial import Trial
@@ -52,7 +53,7 @@ class ILP(SearchStrategy):
             excluded=frozenset(self._seen),
         )
         if solution.status == "infeasible" and not self._seen:
-            raise infeasible(self._problem)
+            raise infeasible(self._problem, SolverSettings(self._gap, self._time_limit, self._solver))
         self._seen.update(assignment.tobytes() for assignment in solution.assignments)
         return [self._problem.policy(assignment) for assignment in solution.assignments]
 

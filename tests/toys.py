@@ -22,7 +22,7 @@ from haq.values.trial import Measurement, Trial
 
 def benchmark() -> ModuleType:
     """`benchmarks/strategies_toy.py` as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "strategies_toy.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "strategies_toy.py"
     spec = importlib.util.spec_from_file_location("strategies_toy", path)
     assert spec is not None
     assert spec.loader is not None
