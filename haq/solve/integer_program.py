@@ -30,6 +30,12 @@ _ROW = 1e-6 / SLIP
 Tightening the tolerance instead is no way: at 1e-9 HiGHS 1.15 called a policy optimal that was 5e-6 worse than the best
 (1,000 layers of 25 choices). What slips through the tolerance is checked against the tables and excluded.
 """
+_LARGEST = 1000.0
+"""The largest coefficient of the scaled objective."""
+_TOLD_APART = 1e-6
+"""Scaled objectives that differ by less are equal to the solvers."""
+_BEYOND = 1e-6
+"""By what part the room up to the cutoff is widened, so that what is cut lies beyond it."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,16 @@ class Model:
         problem: tables, budgets and objective.
         allowed: variables that may be chosen, `[V]`; at least one per group.
         margin: part of each budget that is kept free.
+        cutoff: policies of a larger objective are not told apart. Terms that alone lead beyond it are cut to what does,
+            and the solver's tolerances then are a part of what is left, not of the largest term.
+
+    Attributes:
+        precision: the solver does not tell objectives apart that differ by less.
+        shift: no objective is less.
     """
 
-    def __init__(self, problem: Problem, allowed: Bools, *, margin: float = 0.0) -> None:
-        self.problem, self.tables, self.margin = problem, problem.tables, margin
+    def __init__(self, problem: Problem, allowed: Bools, *, margin: float = 0.0, cutoff: float = np.inf) -> None:
+        self.problem, self.tables, self.margin, self.cutoff = problem, problem.tables, margin, cutoff
         tables = self.tables
         self.choices = [
             np.flatnonzero(allowed[tables.start[g] : tables.start[g + 1]]) for g in range(len(tables.groups))
@@ -235,16 +247,30 @@ class Model:
         if self.problem.objective == PEAK:
             steps = self._step_expressions()
             largest = max(max(constant, *(c for _, c in terms), 0.0) for terms, constant in steps)
-            self.shift, self.scale = 0.0, 1000.0 / (largest or 1.0)
+            self.shift, self.scale = 0.0, _LARGEST / (largest or 1.0)
             peak = self._variable("peak")
             for terms, constant in steps:
                 scaled = pulp.LpAffineExpression([(v, c * self.scale) for v, c in terms])
                 self.lp += peak >= scaled + constant * self.scale
             self.lp += peak
-            return
-        terms, self.shift = self._expression(self.problem.objective)
-        self.scale = 1000.0 / (max((abs(c) for _, c in terms), default=0.0) or 1.0)
-        self.lp += pulp.LpAffineExpression([(v, c * self.scale) for v, c in terms])
+        else:
+            self._level()
+            terms, self.shift = self._expression(self.problem.objective)
+            largest = max((c for _, c in terms), default=0.0)
+            # All terms are non-negative by now: what exceeds this room alone is beyond the cutoff whatever the rest is.
+            room = (self.cutoff - self.shift) * (1.0 + _BEYOND)
+            largest = min(largest, room) if room > 0 else largest
+            self.scale = _LARGEST / (largest or 1.0)
+            self.lp += pulp.LpAffineExpression([(v, min(c, largest) * self.scale) for v, c in terms])
+        self.precision = _TOLD_APART / self.scale
+
+    def _level(self) -> None:
+        """Take the least value of each group's choices into the constant."""
+        values = self.unary[self.problem.objective]
+        for group, choices in enumerate(self.choices):
+            least = values[self._slice(group)][choices].min()
+            values[self._slice(group)] -= least
+            self.constant[self.problem.objective] += float(least)
 
     def exclude(self, assignment: Ints) -> None:
         """Rule out one assignment."""

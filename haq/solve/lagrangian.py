@@ -23,6 +23,8 @@ from haq.solve.relaxation import Minimum, Relaxation
 
 ROUNDING = 1e-12
 """Bounds and values that differ by less, relative to the magnitude of the terms, count as equal."""
+PRECISION = 1e-9
+"""But only where that is less than this part of the best value: large terms must not hide differences of small ones."""
 _PENALTY = 1e3
 """Largest multiplier, relative to the magnitude of the objective."""
 _STEPS_AT_ONCE = 4
@@ -36,14 +38,16 @@ class Lagrangian:
     Args:
         problem: not one that minimises peak memory.
         pool: collects the policies found on the way.
+        allowed: variables that may be chosen, `[V]`; default: all that the ties leave.
 
     Attributes:
-        bound: no policy within budget has a better objective.
+        bound: no policy of these variables within budget has a better objective.
+        magnitude: no value of the objective is larger in size.
         infeasible: whether it is proven that no policy is within budget.
         allowed: variables that some policy within the budgets may choose, as far as each budget alone tells, `[V]`.
     """
 
-    def __init__(self, problem: Problem, pool: Pool) -> None:
+    def __init__(self, problem: Problem, pool: Pool, allowed: Bools | None = None) -> None:
         self.problem, self.pool = problem, pool
         self.tables = problem.tables
         # Within budget means within its tolerance; a bound must hold for that.
@@ -51,7 +55,7 @@ class Lagrangian:
         self.peak = self.budgets.pop(PEAK, None)
         self.scale = {metric: abs(bound) or 1.0 for metric, bound in self.budgets.items()}
         self.relaxation = Relaxation(self.tables, list(dict.fromkeys([problem.objective, *self.budgets])))
-        self.allowed = self._affordable()
+        self.allowed = self._affordable(self.tables.allowed if allowed is None else allowed)
         possible = np.logical_or.reduceat(self.allowed, self.tables.start[:-1])
         self.infeasible = not possible.all()
         self.magnitude = _magnitude(self.tables, problem.objective, self.allowed)
@@ -61,13 +65,17 @@ class Lagrangian:
         self._columns: list[tuple[float, Ints]] = []
         self._mixture: list[Ints] = []
 
-    def _affordable(self) -> Bools:
-        """Variables that do not break a budget even if all else is as cheap as can be."""
-        result = self.tables.allowed.copy()
-        for metric, bound in self.budgets.items():
-            minimum = self.relaxation.minimise(self.relaxation.unary[metric], {metric: 1.0})
-            least = minimum.marginals() + self.tables.offsets.get(metric, 0.0)
-            result &= least <= bound + TOLERANCE * self.scale[metric]
+    def _affordable(self, allowed: Bools) -> Bools:
+        """Variables that break no budget, and stay within the pool's threshold, even if all else is at its least."""
+        result = allowed.copy()
+        limits = [(metric, bound + TOLERANCE * self.scale[metric]) for metric, bound in self.budgets.items()]
+        if np.isfinite(self.pool.threshold):
+            objective = self.problem.objective
+            limits.append((objective, self.pool.threshold + ROUNDING * _magnitude(self.tables, objective, allowed)))
+        for metric, limit in limits:
+            cost = np.where(allowed, self.relaxation.unary[metric], np.inf)
+            minimum = self.relaxation.minimise(cost, {metric: 1.0})
+            result &= minimum.marginals() + self.tables.offsets.get(metric, 0.0) <= limit
         if self.peak is not None:
             result &= _fits_every_step(self.tables, self.peak * (1 + TOLERANCE))
         return result
@@ -142,11 +150,23 @@ class Lagrangian:
         master.add(cost, self._usage(assignment))
         return True
 
+    @property
+    def rounding(self) -> float:
+        """What the bound may be off by for the rounding of its terms."""
+        return ROUNDING * self.magnitude
+
+    @property
+    def precise(self) -> bool:
+        """Whether that is next to nothing beside the best value, so that bounds and values may be compared."""
+        return bool(self.pool.found) and self.rounding <= PRECISION * abs(self.pool.best)
+
     def closed(self, gap: float) -> bool:
         """Whether the best policy is proven to be within `gap` (relative) of the optimum."""
         if not self.pool.found:
             return False
-        return self.pool.best - self.bound <= max(gap * abs(self.pool.best), ROUNDING * self.magnitude)
+        if self.precise:
+            return self.pool.best - self.bound <= max(gap * abs(self.pool.best), self.rounding)
+        return self.pool.best - self.bound + self.rounding <= gap * abs(self.pool.best)
 
     def _activate(self, master: Master) -> bool:
         """Give multipliers to execution steps that the mixture of assignments exceeds; says whether there were any."""

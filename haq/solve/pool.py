@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from haq.problem.problem import Problem
 from haq.problem.tables import Ints
+
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+"""How far a search came; see `Solution`."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from haq.problem.document import PEAK
 from haq.problem.problem import Problem
 from haq.problem.tables import Bools, Ints
 from haq.solve.engines import choose_solver
-from haq.solve.integer_program import SLIP, Model
+from haq.solve.enumeration import Enumeration
 from haq.solve.lagrangian import Lagrangian
-from haq.solve.pool import Pool
+from haq.solve.pool import Pool, Status
 from haq.values.errors import InfeasibleError
 
 _LISTED = 1 << 16
@@ -24,11 +24,8 @@ _LISTED = 1 << 16
 _CELLS = 4_000_000
 """And up to this many entries in that list, to keep it in memory."""
 _MINIMA_SECONDS = 2.0
-_SLIPS = 10
-"""So many answers over budget by less than the solver's tolerance are excluded one by one; if there are more
-(identical layers, a bound that misses a sum by its rounding), budgets get a margin and nothing is proven."""
-
-Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+_SMALLER = 0.5
+"""Bounding starts again while fixing makes the largest terms smaller by this factor."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,8 @@ class Solution:
     """What solving found.
 
     Attributes:
-        status: `optimal`: proven. `feasible`: the time or the gap asked for ended the search, `bound` says how good the
+        status: `optimal`: proven, up to a part of 1e-6 of the objective at most, whatever the scale of its terms.
+            `feasible`: the time or the gap asked for ended the search, `bound` says how good the
             best is. `infeasible`: proven that nothing is within the budgets. `unknown`: neither found nor excluded in
             the time.
         bound: no policy has a better objective.
@@ -95,27 +93,43 @@ def _search(
     bound, allowed = -np.inf, problem.tables.allowed
     if presolve:
         if problem.objective != PEAK:
-            dual = Lagrangian(problem, pool)
-            dual.ascend(gap=gap, deadline=deadline)
-            if dual.infeasible:
-                return "infeasible", np.inf
-            bound = dual.bound
-            if pool.keep > 1 or not dual.closed(gap):
-                dual.polish(gap=gap)
-            if pool.keep == 1 and dual.closed(gap):
-                return ("optimal" if dual.closed(0.0) else "feasible"), bound
-            if pool.keep > 1:
-                dual.widen()
-            allowed = dual.surviving()
-            if not _possible(problem, allowed):
-                return ("optimal" if pool.found else "infeasible"), bound
+            status, bound, allowed = _bounded(problem, pool, gap, deadline)
+            if status is not None:
+                return status, bound
         if (listed := list_assignments(problem, allowed)) is not None:
             pool.offer(listed)
             return ("optimal" if pool.found else "infeasible"), bound
         if not pool.found:
             with suppress(InfeasibleError):
                 pool.offer(problem.affordable[None])
-    return _integer_program(problem, pool, gap, deadline, solver, allowed, bound)
+    return Enumeration(problem, pool, allowed, solver=solver, gap=gap, deadline=deadline).run(bound)
+
+
+def _bounded(problem: Problem, pool: Pool, gap: float, deadline: float) -> tuple[Status | None, float, Bools]:
+    """Multipliers raise the bound and fix choices, again on what is left while that has much smaller terms.
+
+    Returns:
+        The status where that settles it, a lower bound, and the variables left.
+    """
+    bound, allowed, magnitude = -np.inf, problem.tables.allowed, np.inf
+    while True:
+        dual = Lagrangian(problem, pool, allowed)
+        dual.ascend(gap=gap, deadline=deadline)
+        if dual.infeasible:
+            return ("optimal" if pool.found else "infeasible"), np.inf, allowed
+        bound = max(bound, min(dual.bound - (0.0 if dual.precise else dual.rounding), pool.threshold))
+        if pool.keep > 1 or not dual.closed(gap):
+            dual.polish(gap=gap)
+        if pool.keep == 1 and dual.closed(gap):
+            return ("optimal" if dual.closed(0.0) else "feasible"), bound, allowed
+        if pool.keep > 1:
+            dual.widen()
+        allowed = dual.surviving()
+        if not _possible(problem, allowed):
+            return ("optimal" if pool.found else "infeasible"), bound, allowed
+        if dual.precise or dual.magnitude > _SMALLER * magnitude or time.perf_counter() > deadline:
+            return None, bound, allowed
+        magnitude = dual.magnitude
 
 
 def _possible(problem: Problem, allowed: Bools) -> bool:
@@ -136,48 +150,6 @@ def list_assignments(problem: Problem, allowed: Bools) -> Ints | None:
         repeat //= len(options)
         result[:, group] = np.resize(np.repeat(options, repeat), int(number))
     return result
-
-
-def _integer_program(
-    problem: Problem, pool: Pool, gap: float, deadline: float, solver: str, allowed: Bools, bound: float
-) -> tuple[Status, float]:
-    """Solve, exclude what was found, and again until the pool is full or nothing is left."""
-    model = Model(problem, allowed)
-    excluded = [np.frombuffer(key, dtype=np.int64) for key in pool.excluded]
-    for assignment in excluded:
-        model.exclude(assignment)
-    proven, found, slips = True, 0, 0
-    while found < pool.keep:
-        left = None if deadline == np.inf else max(deadline - time.perf_counter(), 0.01)
-        start = pool.found[found][1] if len(pool.found) > found else None
-        answer = model.solve(solver, gap=gap, time_limit=left, start=start)
-        if answer.assignment is not None:
-            # What the solver's tolerance let through is excluded like a solution, but does not count as one.
-            genuine = bool(problem.within(answer.assignment[None])[0])
-            if genuine:
-                pool.offer(answer.assignment[None])
-                found += 1
-            slips += not genuine
-            model.exclude(answer.assignment)
-            excluded.append(answer.assignment)
-            if slips == _SLIPS and not genuine:
-                model = Model(problem, allowed, margin=10 * SLIP)
-                for assignment in excluded:
-                    model.exclude(assignment)
-        if slips < _SLIPS and found <= 1 and (answer.assignment is None or found == 1):
-            bound = max(bound, min(answer.bound, pool.best))
-        if not answer.proven:
-            proven = False
-            break
-        if answer.assignment is None:
-            break
-    proven = proven and slips < _SLIPS
-    if proven and gap == 0.0:
-        return ("optimal" if pool.found else "infeasible"), bound
-    if not pool.found:
-        return "unknown", bound
-    close = pool.best - bound <= 1e-9 * abs(pool.best)
-    return ("optimal" if close and (proven or pool.keep == 1) else "feasible"), bound
 
 
 def minima(problem: Problem, *, time_limit: float | None = None, solver: str = "auto") -> dict[str, float]:
