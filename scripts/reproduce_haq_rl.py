@@ -15,7 +15,6 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ import numpy as np
 from haq.edges.documents import read_json
 from haq.problem.problem import Problem
 from haq.search import RandomSearch, SearchStrategy
-from haq.search.strategies.actor_critic import ActorCritic
+from haq.search.strategies.actor_critic_modern import ModernActorCritic
+from haq.search.strategies.actor_critic_published import PublishedActorCritic
 from haq.solve.solve import solve
 from haq.testing import play
 
@@ -57,8 +57,8 @@ def problem_document(data: Mapping[str, Any], *, limit: float) -> dict[str, Any]
 def searches() -> dict[str, Callable[..., SearchStrategy]]:
     """The agent sees the scores, never the model: it is not seeded with the exact solution."""
     return {
-        "published": ActorCritic,
-        "modern": partial(ActorCritic, variant="modern"),
+        "published": PublishedActorCritic,
+        "modern": ModernActorCritic,
         "random": RandomSearch,
     }
 

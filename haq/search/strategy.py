@@ -33,6 +33,26 @@ class SearchStrategy(ABC):
     """Whether others' policies may come before its own."""
 
     @classmethod
+    def variants(cls) -> dict[str, type[SearchStrategy]]:
+        """Name -> class, by the option `variant`, where a strategy has variants; the first is the default."""
+        return {}
+
+    @classmethod
+    def variant_of(cls, options: Mapping[str, Any]) -> type[SearchStrategy]:
+        """The class that these options are for.
+
+        Raises:
+            InputError: `variant` is none of its variants.
+        """
+        variants = cls.variants()
+        if not variants:
+            return cls
+        name = options.get("variant", next(iter(variants)))
+        if name not in variants:
+            raise InputError(f"search.options.variant = {name!r}: unknown; known: {', '.join(variants)}")
+        return variants[name]
+
+    @classmethod
     def own_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a search's options that its constructor takes: those of every solve only where it solves itself."""
         keywords = signature(cls).parameters
@@ -75,11 +95,15 @@ def check_options(strategy: type[SearchStrategy], options: Mapping[str, Any]) ->
     Raises:
         InputError: one that it does not have, or of a wrong type or value.
     """
+    selects = ["variant"] * bool(strategy.variants())
+    strategy = strategy.variant_of(options)
     keywords = [p.name for p in signature(strategy).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     common: Mapping[str, Any] = {**SOLVER_OPTIONS, **(_WARM_START if strategy.warm_startable else {})}
-    known = list(dict.fromkeys([*(name for name in keywords if name not in _NOT_OPTIONS), *common]))
+    known = list(dict.fromkeys([*(name for name in keywords if name not in _NOT_OPTIONS), *selects, *common]))
     hints = {**get_type_hints(strategy.__init__, include_extras=True), **common}
     for name, value in options.items():
+        if name in selects:
+            continue
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise InputError(f"search.options.{name}: no option of {strategy.__name__}; {has}")

@@ -31,7 +31,7 @@ def warm_sources(strategy: type[SearchStrategy], options: Mapping[str, Any]) -> 
     Raises:
         InputError: a number without a source.
     """
-    source, count = strategy.default_warm_start(options)
+    source, count = strategy.variant_of(options).default_warm_start(options)
     source = options.get("warm_start", source)
     sources = [name for name in ([source] if isinstance(source, str) else source) if name not in ("", "none")]
     if not sources and "warm_start_policies" in options:

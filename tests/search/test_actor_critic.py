@@ -14,13 +14,19 @@ from haq.problem.problem import Problem
 from haq.search import STRATEGIES, RandomSearch, check_options
 from haq.search.strategies.actor_critic import ActorCritic, truncated_normal
 from haq.search.strategies.actor_critic_agent import DDPG, TD3, Batch, Hyperparameters
+from haq.search.strategies.actor_critic_modern import ModernActorCritic
+from haq.search.strategies.actor_critic_published import PublishedActorCritic
 from haq.search.strategies.actor_critic_states import Decisions
 from haq.testing import TOYS, chain_document, check_strategy, layer, play
 from haq.values.errors import InfeasibleError, InputError
 from haq.values.trial import Measurement, Trial
 
 VARIANTS = ("published", "modern")
-small = partial(ActorCritic, warmup=3, hidden=16, batch_size=16)
+CLASSES = {"published": PublishedActorCritic, "modern": ModernActorCritic}
+
+
+def small(problem: Problem, *, variant: str = "published", **options: Any) -> ActorCritic:
+    return CLASSES[variant](problem, **{"warmup": 3, "hidden": 16, "batch_size": 16, **options})
 
 
 def square(layers: int, *, bits: range = range(2, 9), latency: float = 1e9, **parts: Any) -> Problem:
@@ -134,7 +140,7 @@ def test_the_state_holds_the_given_features_normalised() -> None:
 
 def test_features_that_leave_out_a_layer_are_refused() -> None:
     with pytest.raises(InputError, match=r"features\.l1: every layer needs the same features \(kernel\)"):
-        ActorCritic(square(2), features={"l0": {"kernel": 1.0}})
+        PublishedActorCritic(square(2), features={"l0": {"kernel": 1.0}})
 
 
 @pytest.mark.parametrize(("before", "prices"), [(0, [0.0, 1.0]), (1, [1.0, 0.0])])
@@ -186,14 +192,14 @@ def test_it_uses_up_a_finite_space(variant: str) -> None:
 
 
 def test_a_space_of_one_policy_ends_at_once() -> None:
-    strategy = ActorCritic(TOYS["one_policy"].problem, seed=0)
+    strategy = PublishedActorCritic(TOYS["one_policy"].problem, seed=0)
     assert [len(strategy.suggest(5)), len(strategy.suggest(5))] == [1, 0]
 
 
 def test_no_policy_within_budget_is_an_error() -> None:
     problem = TOYS["knapsack"].problem.with_budgets({"latency_ms": 2.5})
     with pytest.raises(InfeasibleError, match=r"latency_ms 3 \(budget 2\.5\)"):
-        ActorCritic(problem, seed=0).suggest(1)
+        PublishedActorCritic(problem, seed=0).suggest(1)
 
 
 def test_failed_evaluations_teach_nothing_and_stop_nothing() -> None:
@@ -305,7 +311,7 @@ def test_the_modern_variant_beats_random_at_100_evaluations() -> None:
     def best(factory: Any, seed: int) -> float:
         return min(trial.costs["sensitivity"] for trial in play(problem, factory(problem, seed=seed), trials=100))
 
-    modern = partial(ActorCritic, variant="modern", hidden=16, batch_size=16)
+    modern = partial(ModernActorCritic, hidden=16, batch_size=16)
     ours, theirs = [best(modern, seed) for seed in range(3)], [best(RandomSearch, seed) for seed in range(8)]
     # All three before all eight: of 165 equally likely orders the one, p = 0.006 in the rank test.
     assert max(ours) < min(theirs)
@@ -323,11 +329,44 @@ def test_learning_leaves_the_threads_and_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "sac"}, "input should be 'published' or 'modern'"),
+        ({"variant": "sac"}, "search.options.variant = 'sac': unknown; known: published, modern"),
         ({"discount": 1.5}, "less than or equal to 1"),
-        ({"gamma": 1.0}, "no option of ActorCritic"),
+        ({"variant": "modern", "reward_scale": 5.0}, "reward_scale: no option of ModernActorCritic; it has "),
+        ({"variant": "modern", "reference": "moving"}, "reference: no option of ModernActorCritic"),
+        ({"variant": "modern", "baseline_decay": 0.1}, "baseline_decay: no option of ModernActorCritic"),
+        ({"gamma": 1.0}, "no option of PublishedActorCritic"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_options(ActorCritic, options)
+
+
+def test_both_variants_take_their_own_options() -> None:
+    check_options(ActorCritic, {"variant": "published", "reward_scale": 5.0, "reference": "moving", "replay": 3})
+    check_options(ActorCritic, {"variant": "modern", "replay": 3, "noise": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("document", "variant", "episodes"),
+    [
+        # HAQ's memory: rmsize x layers transitions, two of each layer and episode where weights and activations vary.
+        (square(3), "published", 2),
+        (square(3, bits=range(2, 9)), "modern", 4),
+        (Problem.from_doc(TOYS["knapsack"].document), "published", 4),
+    ],
+    ids=["two decisions per layer", "modern: episodes", "one decision per layer"],
+)
+def test_the_replay_memory_is_as_large_as_haqs(document: Problem, variant: str, episodes: int) -> None:
+    strategy = small(document, variant=variant, replay=4, warmup=100)
+    play(document, strategy, trials=12)
+    assert len(strategy._memory) == episodes
+
+
+def test_the_published_noise_decays() -> None:
+    """With a decay of 0 only the first episode after the warm-up is noisy: later ones repeat the actor's choice."""
+    problem = square(2)
+    first = play(problem, small(problem, noise=0.5, noise_decay=0.0), trials=12)
+    second = play(problem, small(problem, noise=0.5, noise_decay=1.0), trials=12)
+    assert [t.policy for t in first[:4]] == [t.policy for t in second[:4]]
+    assert [t.policy for t in first[5:]] != [t.policy for t in second[5:]]

@@ -69,7 +69,7 @@ def make_strategy(
         KeyError: unknown name.
         InputError: a model is needed and missing, or options that contradict each other.
     """
-    strategy: Any = strategy_class(name)
+    strategy: Any = strategy_class(name).variant_of(options)
     sources, count = warm_sources(strategy, options)
     own = strategy.own_options(options)
     if strategy.needs_model and model is not None:

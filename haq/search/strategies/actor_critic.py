@@ -1,13 +1,13 @@
 """Actor-critic search: an agent decides the bits layer by layer and learns from what the policies measured.
 
-The published variant is the search of HAQ (Wang et al., CVPR 2019); the modern one is ours. See docs/actor_critic.md.
+What the two variants share; each is a file of its own. See docs/actor_critic.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -27,27 +27,12 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _REDRAWS = 8
 """After so many roll-outs in a row that gave nothing new, an unseen neighbour of the last one is taken."""
-_START, _ROLL_OUT, _BATCHES = range(3)
+START, _ROLL_OUT, _BATCHES = range(3)
 """What a generator is for: first weights, noise of a roll-out, batches of an episode."""
-
-
-@dataclass(frozen=True)
-class _Defaults:
-    warmup: int
-    noise: float
-    noise_decay: float
-    hidden: int
-    actor_lr: float
-    discount: float
-
-
-_DEFAULTS = {
-    "published": _Defaults(20, 0.5, 0.99, 300, 1e-4, 1.0),
-    "modern": _Defaults(10, 0.3, 0.98, 128, 3e-4, 0.5),
-}
 
 
 @dataclass(frozen=True)
@@ -62,72 +47,62 @@ class ActorCritic(SearchStrategy):
     """Rolls out the actor with noise, brings the policy within budget, and trains actor and critics on the scores.
 
     The networks are a function of the seed and of the trials: a resumed search trains them again from the journal and
-    goes on bit for bit. No policy comes twice: a roll-out that gives a known one is drawn again. Options left at
-    `None` take the variant's value: published / modern.
+    goes on bit for bit. No policy comes twice: a roll-out that gives a known one is drawn again.
+
+    The option `variant` says which one: `published` (`actor_critic_published.py`, the default) or `modern`
+    (`actor_critic_modern.py`); each has its own options beyond these.
 
     Args:
         problem: tables, budgets and objective.
         seed: fixes networks, noise and batches.
-        variant: `published`: DDPG, budgets enforced from the last layer to the first, learns from the actions taken.
-            `modern`: TD3, budgets by the problem's repair, learns from the policy as repaired, rewards are the ranks
-            of the scores, switching costs are part of the state; the integer program's four best policies come first
-            unless `warm_start` says otherwise.
         features: layer -> feature -> number, what the state says about a layer; without, the tables say it.
-        warmup: episodes with random actions (20 / 10).
-        noise: standard deviation of the truncated normal noise after them (0.5 / 0.3).
-        noise_decay: factor on it per episode (0.99 / 0.98).
-        hidden: units of both hidden layers (300 / 128).
-        actor_lr: learning rate of the actor (1e-4 / 3e-4).
+        warmup: episodes with random actions.
+        noise: standard deviation of the truncated normal noise after them.
+        noise_decay: factor on it per episode.
+        hidden: units of both hidden layers.
+        actor_lr: learning rate of the actor.
         critic_lr: of the critic.
-        discount: weight of the next decision's value (1 / 0.5).
+        discount: weight of the next decision's value.
         batch_size: transitions per update.
-        replay: episodes that are kept.
+        replay: episodes that are kept, or what the variant makes of it.
         tau: part of the networks that the target networks take over at each update.
         updates: per transition.
-        baseline_decay: what the moving average of the rewards keeps of its old value (published).
-        reward_scale: on a score's difference from the reference (published).
-        reference: the `first` score, or the `moving` mean of those before (published).
     """
+
+    switching: ClassVar[bool] = False
+    """Whether the state shows what switches from the formats decided so far cost."""
 
     def __init__(
         self,
         problem: Problem,
         *,
-        seed: int = 0,
-        variant: Literal["published", "modern"] = "published",
-        features: Mapping[str, Mapping[str, float]] | None = None,
-        warmup: Count | None = None,
-        noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
-        noise_decay: Share | None = None,
-        hidden: Positive | None = None,
-        actor_lr: Rate | None = None,
-        critic_lr: Rate = 1e-3,
-        discount: Share | None = None,
-        batch_size: Positive = 64,
-        replay: Positive = 128,
-        tau: Share = 0.01,
-        updates: Count = 1,
-        baseline_decay: Share = 0.5,
-        reward_scale: Rate = 0.1,
-        reference: Literal["first", "moving"] = "first",
+        seed: int,
+        features: Mapping[str, Mapping[str, float]] | None,
+        warmup: int,
+        noise: float,
+        noise_decay: float,
+        hidden: int,
+        actor_lr: float,
+        critic_lr: float,
+        discount: float,
+        batch_size: int,
+        replay: int,
+        tau: float,
+        updates: int,
     ) -> None:
-        default = _DEFAULTS[variant]
-        self._problem, self._seed, self._modern = problem, seed, variant == "modern"
-        self._warmup = default.warmup if warmup is None else warmup
-        self._noise = default.noise if noise is None else noise
-        self._noise_decay = default.noise_decay if noise_decay is None else noise_decay
+        self._problem, self._seed = problem, seed
+        self._warmup, self._noise, self._noise_decay = warmup, noise, noise_decay
         self._network: dict[str, Any] = {
-            "hidden": default.hidden if hidden is None else hidden,
-            "actor_lr": default.actor_lr if actor_lr is None else actor_lr,
-            "discount": default.discount if discount is None else discount,
+            "hidden": hidden,
+            "actor_lr": actor_lr,
             "critic_lr": critic_lr,
+            "discount": discount,
             "batch_size": batch_size,
             "tau": tau,
-            "baseline_decay": baseline_decay,
         }
-        self._replay, self._updates = replay, updates
-        self._reward_scale, self._reference = reward_scale, reference
-        self._decisions = Decisions(problem, features=features, switching=self._modern)
+        self._updates = updates
+        self._decisions = Decisions(problem, features=features, switching=self.switching)
+        self._kept = max(1, self._episodes_kept(replay))
         self._agent: DDPG | None = None
         self._count = 0
         self._known: set[str] = set()
@@ -137,9 +112,12 @@ class ActorCritic(SearchStrategy):
         self._scores: list[float] = []
 
     @classmethod
-    def default_warm_start(cls, options: Mapping[str, Any]) -> tuple[str, int]:
-        """The modern variant begins with the integer program's best."""
-        return ("ilp", 4) if options.get("variant") == "modern" else ("none", 1)
+    def variants(cls) -> dict[str, type[SearchStrategy]]:
+        """By the option `variant`; the first is the default."""
+        from haq.search.strategies.actor_critic_modern import ModernActorCritic
+        from haq.search.strategies.actor_critic_published import PublishedActorCritic
+
+        return {"published": PublishedActorCritic, "modern": ModernActorCritic} if cls is ActorCritic else {}
 
     def suggest(self, count: int) -> list[Policy]:
         """New policies within budget, one roll-out each; none when a finite space is used up.
@@ -160,7 +138,7 @@ class ActorCritic(SearchStrategy):
     def update(self, trials: Sequence[Trial]) -> None:
         """Train on each trial, as if it had been proposed and measured alone."""
         for trial in trials:
-            raw = None if self._modern else self._raw(trial.policy)
+            raw = self._raw(trial.policy)
             if trial.measurement.ok and self._decisions.all:
                 states, actions = raw or self._decisions.of(self._problem.assignment(trial.policy))
                 self._learn(states, actions, trial.measurement.score)
@@ -169,9 +147,33 @@ class ActorCritic(SearchStrategy):
             self._count, self._drawn = self._count + 1, None
 
     def _raw(self, policy: Policy) -> tuple[Floats, Floats] | None:
-        """What the agent saw and did if its next roll-out is `policy`."""
-        episode = self._drawn or self._draw(self._count, self._known)
-        return episode.raw if episode is not None and episode.policy == policy else None
+        """States and actions to learn from for `policy`; `None`: those that lead to it."""
+        del policy
+        return None
+
+    def _episodes_kept(self, replay: int) -> int:
+        """How many episodes the replay memory holds."""
+        return replay
+
+    def _within(self, wish: Ints) -> Ints:
+        """The assignment within budget that a roll-out comes to."""
+        raise NotImplementedError
+
+    def _reward(self, score: float) -> float:
+        """Of an episode when it is measured, from its score and those before (`self._scores`)."""
+        raise NotImplementedError
+
+    def _rewards(self) -> Floats:
+        """Of the episodes in memory, when the agent learns."""
+        raise NotImplementedError
+
+    def _trains(self) -> bool:
+        """Whether the agent learns after this episode (`self._count` came before it)."""
+        raise NotImplementedError
+
+    def _new_agent(self) -> DDPG:
+        """The agent, before it has learned."""
+        raise NotImplementedError
 
     def _rng(self, purpose: int, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, purpose, *numbers])
@@ -197,25 +199,12 @@ class ActorCritic(SearchStrategy):
         deviation = self._noise * self._noise_decay ** (number - self._warmup)
         return lambda state: truncated_normal(agent.act(state), deviation, rng)
 
-    def _within(self, wish: Ints) -> Ints:
-        problem = self._problem
-        policy = problem.policy(wish)
-        if not self._modern:
-            tied = bool(problem.tables.respects_ties(wish[None])[0])
-            enforced = self._decisions.enforced(wish if tied else problem.assignment(problem.nearest(policy)))
-            if enforced is not None:
-                return enforced
-        return problem.assignment(problem.repair(policy))
-
     def _learn(self, states: Floats, actions: Floats, score: float) -> None:
         """Keep an episode and, after the warm-up, train on it and those before."""
-        reference = 0.0
-        if not self._modern:
-            reference = float(np.mean(self._scores)) if self._reference == "moving" and self._scores else score
-            reference = self._scores[0] if self._reference == "first" and self._scores else reference
+        reward = self._reward(score)
         self._scores.append(score)
-        self._memory = [*self._memory, (states, actions, self._reward_scale * (score - reference))][-self._replay :]
-        if self._count < self._warmup:
+        self._memory = [*self._memory, (states, actions, reward)][-self._kept :]
+        if not self._trains():
             return
         from haq.search.strategies.actor_critic_agent import one_thread
 
@@ -229,20 +218,6 @@ class ActorCritic(SearchStrategy):
                 updates=self._updates,
                 rng=self._rng(_BATCHES, self._count),
             )
-
-    def _rewards(self) -> Floats:
-        """Of the episodes in memory: the scaled differences, or the ranks of the scores from -1 to 1."""
-        if not self._modern:
-            return np.array([reward for _, _, reward in self._memory])
-        levels, rank = np.unique(self._scores[-len(self._memory) :], return_inverse=True)
-        ranks: Floats = 2.0 * rank / max(len(levels) - 1, 1) - 1.0
-        return ranks
-
-    def _new_agent(self) -> DDPG:
-        from haq.search.strategies.actor_critic_agent import DDPG, TD3, Hyperparameters
-
-        agent = TD3 if self._modern else DDPG
-        return agent(self._decisions.width, Hyperparameters(**self._network), self._rng(_START))
 
 
 def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
