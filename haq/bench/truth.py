@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from haq.edges.documents import read_json, write_bytes, write_json
+from haq.edges.documents import LARGEST_FILE, check_file, read_json, write_bytes, write_json
 from haq.problem.problem import Problem
 from haq.problem.tables import Floats, Ints
 from haq.values.errors import InputError
@@ -19,6 +21,7 @@ from haq.values.policy import Policy
 from haq.values.trial import Measurement
 
 SPLITS = ("search", "test")
+_DAMAGES = (OSError, ValueError, TypeError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
     try:
         problem = Problem.from_doc(document["problem"])
         name, sensitivities = document["name"], document["sensitivities"]
+        _check_sensitivities(sensitivities, problem)
         about = {key: document[key] for key in ("fidelity", "metric", "float", "samples", "provenance")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not a ground truth, lacks {error}; make it with make_ground_truth.py") from error
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
     shape = tuple(problem.tables.sizes)
     for key in (f"{kind}_{split}" for kind in ("score", "loss") for split in SPLITS):
         if key not in arrays or arrays[key].shape != shape:
@@ -104,11 +110,35 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
     return GroundTruth(name, problem, sensitivities, scores, losses, about)
 
 
+def _check_sensitivities(found: Any, problem: Problem) -> None:
+    """Raise unless every metric has a number for each choice of each layer.
+
+    Raises:
+        ValueError: names the metric and the layer.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError("sensitivities: expected an object: metric -> layer -> values")
+    for metric, rows in found.items():
+        for layer in problem.layers:
+            row = rows.get(layer) if isinstance(rows, Mapping) else None
+            if not isinstance(row, list) or len(row) != len(problem.choices(layer)) or not all(map(_is_number, row)):
+                raise ValueError(f"sensitivities.{metric}.{layer}: expected a number for each choice of the layer")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def _arrays(path: Path) -> dict[str, Floats]:
     try:
+        check_file(path)
+    except InputError as error:
+        raise InputError(f"{error}; it belongs beside the JSON file of the ground truth") from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (unpacked := sum(entry.file_size for entry in archive.infolist())) > LARGEST_FILE:
+                raise ValueError(f"unpacks to {unpacked} bytes, more than is read")
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; it belongs beside the JSON file of the ground truth") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            return {key: np.asarray(file[key], np.float64) for key in file.files}
+    except _DAMAGES as error:
         raise InputError(f"{path}: damaged: {error}; make it anew with make_ground_truth.py") from error

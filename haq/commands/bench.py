@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from haq.bench.regret import Case, Contender, Curves, Score, cases, run
 from haq.bench.summary import overall, summary
 from haq.bench.truth import SPLITS, GroundTruth, load_ground_truth
+from haq.edges.cells import csv_text
 from haq.edges.documents import write_bytes, write_json, write_text
 from haq.report.figures.regret import RegretPanel, plot_regret
 from haq.report.figures.style import png
@@ -118,7 +117,7 @@ def bench_regret(
         "by_budget": by_budget,
     }
     write_json(out / "regret.json", document)
-    write_text(out / "regret.csv", pd.DataFrame(by_budget).to_csv(index=False))
+    write_text(out / "regret.csv", csv_text(by_budget))
     write_json(out / "curves.json", [_curves(curve) for curve in curves])
     for truth in truths:
         own = [curve for curve in curves if curve.case.truth is truth]

@@ -30,7 +30,7 @@ from haq.commands.terminal import (
     show_result,
     stderr,
 )
-from haq.values.errors import InfeasibleError, InputError
+from haq.values.errors import InfeasibleError, InputError, shortened
 
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
@@ -316,7 +316,7 @@ def profile(
     timeout: Annotated[float, typer.Option(min=0.1, help="command: seconds for one call.")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
     policies: Annotated[int, typer.Option(min=4, help="Mixed policies to fit the cost of switches on.")] = 12,
-    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the minimum counts.")] = 30,
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the median of their minima counts.")] = 30,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with measurements that were stopped.")] = False,
     as_json: AsJson = False,
@@ -342,11 +342,14 @@ def validate(
     profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile that haq profile made.")],
     experiment: Annotated[Path, typer.Option(help="Experiment file: model, data and quantization are read.")],
     policies: Annotated[int, typer.Option(min=2, help="How many held-out policies.")] = 40,
-    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the minimum counts.")] = 30,
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved repeats; the median of their minima counts.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Of the policies.")] = 1,
     baselines: Annotated[
         bool, typer.Option(help="Also predict with summed stand-alone times and with bit operations.")
     ] = True,
+    script: Annotated[
+        str, typer.Option("--command", help="Of a profile that was measured with a command: run this one.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/<name>-validation.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -358,7 +361,15 @@ def validate(
         pieces = _experiment(experiment, overrides)
         folder = out or Path("runs") / f"{pieces.config.name}-validation"
         document = validate_profile(
-            pieces, profile, policies=policies, rounds=rounds, seed=seed, out=folder, show=bars, baselines=baselines
+            pieces,
+            profile,
+            policies=policies,
+            rounds=rounds,
+            seed=seed,
+            out=folder,
+            show=bars,
+            baselines=baselines,
+            command=script,
         )
     if as_json:
         print_json({"folder": str(folder), **document})
@@ -533,8 +544,11 @@ def _other(error: Exception) -> int:
         return EXIT_INPUT
     if usage is not None:
         context = getattr(error, "ctx", None)
-        return _fail(usage().rstrip(".") + (f"; see '{context.command_path} --help'" if context else ""), EXIT_INPUT)
-    return _fail(f"{type(error).__name__}: {error} (set HAQ_DEBUG=1 for the traceback)", EXIT_OTHER)
+        hint = f"; see '{context.command_path} --help'" if context else ""
+        return _fail(shortened(usage()).rstrip(".") + hint, EXIT_INPUT)
+    if isinstance(error, OSError) and error.filename is not None:  # a name too long, a file that nobody may read, ...
+        return _fail(shortened(f"{error.filename!r}: cannot be used: {error.strerror}"), EXIT_INPUT)
+    return _fail(f"{type(error).__name__}: {shortened(str(error))} (set HAQ_DEBUG=1 for the traceback)", EXIT_OTHER)
 
 
 def _interrupted() -> int:

@@ -16,10 +16,20 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from haq.edges.documents import to_json
+from haq.values.errors import printable
 from haq.values.policy import Policy
 
 _PIPE_WIDTH = 160
-stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Safe(Console):
+    """A console that shows control characters of names and messages escaped."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+stderr = _Safe(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bars:
@@ -28,7 +38,7 @@ class Bars:
     def __init__(self) -> None:
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -47,7 +57,7 @@ class Bars:
         if self._task is None:
             stderr.print(name)
         else:
-            self._progress.reset(self._task, total=None, description=name)
+            self._progress.reset(self._task, total=None, description=printable(name))
 
     def step(self, done: int, total: int) -> None:
         if self._task is not None:
@@ -66,7 +76,7 @@ def running() -> Iterator[Bars]:
 
 def print_out(*results: Table | Columns | str) -> None:
     """Print results to standard output, as wide as the terminal, or wide enough for a file."""
-    console = Console(highlight=False, markup=False)
+    console = _Safe(highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     for result in results:
@@ -101,7 +111,9 @@ def show_result(folder: Path, result: dict[str, Any]) -> None:
         costs = (number_text(entry["costs"][metric]) for entry in columns.values())
         table.add_row(metric, "" if bound is None else number_text(bound), "", *costs)
     policy = Policy.from_doc(result["answer"]["policy"])
-    bits = Columns([Text.assemble(f"{layer} ", (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3))
+    bits = Columns(
+        [Text.assemble(printable(f"{layer} "), (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3)
+    )
     warnings = (f"warning: {warning}" for warning in result["warnings"])
     files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
     print_out(table, bits, result["verdict"], *warnings, files)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Reference = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+REFERENCE_PATTERN = r"^[\w.]+:[\w.]+$"
+Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN)]
 """`module:function`, importable from the working directory or the folder of the experiment file."""
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haq.edges.documents import parse_json, read_bytes
 from haq.values.errors import InputError
 from haq.values.policy import Policy
 from haq.values.trial import Measurement
@@ -80,12 +81,12 @@ class MeasurementCache:
     def get(self, policy: Policy) -> Measurement | None:
         """The measurement of `policy`, `None` if there is none that can be trusted."""
         try:
-            entry = json.loads(self._path(policy).read_bytes())
+            entry = parse_json(read_bytes(self._path(policy)))
             check = entry.pop("sha256")
             if check != _digest(entry) or entry["context"] != self._context or entry["policy"] != policy.to_doc():
                 return None
             return Measurement.from_doc(entry["measurement"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, policy: Policy, measurement: Measurement) -> None:

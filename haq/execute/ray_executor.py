@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import sys
 import time
 from collections import Counter, deque
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from haq.execute.outcome import failed, outcome
+from haq.execute.ray_cluster import RayCluster, import_ray
 from haq.values.errors import InputError
 from haq.values.policy import Policy
 from haq.values.trial import Measurement
@@ -81,7 +80,7 @@ class RayExecutor:
         time_limit: float | None = None,
         retries: int = 2,
     ) -> None:
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._workers, self._time_limit, self._retries = workers, time_limit, retries
         self._needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
         self._queue: deque[Policy] = deque()
@@ -91,7 +90,7 @@ class RayExecutor:
         self._done: deque[tuple[Policy, Measurement]] = deque()
         self._deaths: Counter[str] = Counter()
         self._failed_starts, self._last_alive = 0, time.monotonic()
-        self._ours = _connect(self._ray, address, cpus=math.ceil(workers * cpus_per_worker))
+        self._cluster = RayCluster(self._ray, address, cpus=math.ceil(workers * cpus_per_worker))
         try:
             self._check_room()
             self._build, self._payload = self._ray.cloudpickle.dumps(build), self._ray.put(payload)
@@ -148,8 +147,7 @@ class RayExecutor:
                 self._ray.kill(worker.actor)
         self._idle.clear()
         self._busy.clear()
-        if self._ours:
-            self._ray.shutdown()
+        self._cluster.close()
 
     def _start(self) -> None:
         worker = _Worker(self._actor.remote())
@@ -240,32 +238,3 @@ class RayExecutor:
         needs = ", ".join(f"{needed:g} {name}" for name, needed in self._needs.items() if needed)
         there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in self._needs)
         return f"each needs {needs}, the cluster has {there}; change executor.cpus_per_worker or .gpus_per_worker"
-
-
-def _import_ray() -> Any:
-    # Neither figures sent home nor a hint about GPUs that nobody asked for.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.cloudpickle
-        import ray.exceptions
-    except ImportError as error:
-        raise InputError(
-            "executor.kind = 'ray' (--workers, --ray-address) needs Ray: pip install 'haq[ray]'"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, address: str | None, *, cpus: int) -> bool:
-    """Whether this call connected: to `address`, or to a new cluster on this machine with so many processors."""
-    if ray.is_initialized():
-        return False
-    own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}  # "local": beside others, never in them
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **(own if address is None else {"address": address}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        where = "on this machine" if address is None else f"at --ray-address {address}"
-        raise InputError(f"Ray {where} cannot be used: {reason[:200]}") from error
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from haq.execute.ray_cluster import RayCluster
 
 OnProposal = Callable[[float | None], None]
 """Told the score of each proposal; `None` where its evaluation failed."""
@@ -111,9 +112,7 @@ def run_trials(
         row = run(config["point"], on_proposal if scheduled else lambda score: None)
         tune.report({"row": row, **({_SCORES: scores} if scheduled else {})})
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    cluster = RayCluster(ray, None, cpus=workers)
     try:
         trainable = tune.with_resources(trial, {"cpu": 1})
         space = {"point": tune.grid_search(list(points))}
@@ -129,8 +128,7 @@ def run_trials(
         results = tuner.fit()
         rows = [_row(results[number]) for number in range(len(results))]
     finally:
-        if started:
-            ray.shutdown()
+        cluster.close()
     return {row["label"]: row for row in rows}
 
 

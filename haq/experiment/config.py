@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from haq.edges.documents import read_toml
-from haq.edges.validation import Reference, Section, one_line
+from haq.edges.validation import REFERENCE_PATTERN, Reference, Section, one_line
 from haq.evaluate.settings import EvaluatorConfig
 from haq.execute.settings import CacheConfig, ExecutorConfig
 from haq.problem.settings import BUDGET_KEYS, Bound, SpaceConfig
@@ -21,6 +22,10 @@ from haq.search.settings import SearchConfig
 from haq.sensitivity.settings import SensitivityConfig
 from haq.values.errors import InputError
 from haq.values.trial import METRICS
+
+_REFERENCE = re.compile(REFERENCE_PATTERN)
+_NO_CODE = ("model.options", "data.options", "executor.address")
+"""What goes to the function that is named beside it, or has the form of a reference and is none."""
 
 
 class _NameOrFactory(Section):
@@ -56,6 +61,9 @@ class DeviceConfig(Section):
 
     profile: str | tuple[str, ...]
     """Name of a file in `hardware_profiles/` (without `.toml`), or the path of one; a list: one run for each."""
+    command: str = ""
+    """The script that times policies for `search.remeasure` and `haq validate`, where the profile was measured with
+    one: a profile never says by itself what is run."""
 
     @field_validator("profile")
     @classmethod
@@ -173,6 +181,22 @@ def _key_parts(key: str, assignment: str) -> list[str]:
     if not parts:
         raise InputError(f"--set {assignment}: write key.sub=value")
     return parts
+
+
+def named_code(config: ExperimentConfig) -> tuple[str, str] | None:
+    """The first key that makes an experiment run what is not `haq`'s own: `module:function`, or a command."""
+    if config.device.command:
+        return "device.command", config.device.command
+
+    def search(value: Any, key: str) -> tuple[str, str] | None:
+        if key in _NO_CODE:
+            return None
+        if isinstance(value, dict):
+            found = (search(entry, f"{key}.{name}" if key else name) for name, entry in value.items())
+            return next(filter(None, found), None)
+        return (key, value) if isinstance(value, str) and _REFERENCE.fullmatch(value) else None
+
+    return search(config.model_dump(mode="json"), "")
 
 
 def load_experiment(path: str | Path, *, overrides: Sequence[str] = ()) -> ExperimentConfig:

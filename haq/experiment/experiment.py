@@ -19,7 +19,7 @@ from haq.edges.user_code import guarded
 from haq.edges.validation import one_line
 from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator
 from haq.experiment.checks import check_loss, check_names, check_objective, check_strategy
-from haq.experiment.config import ExperimentConfig, load_experiment
+from haq.experiment.config import ExperimentConfig, load_experiment, named_code
 from haq.experiment.inputs import Pieces
 from haq.hardware import require_metrics
 from haq.problem.from_network import problem_document
@@ -58,11 +58,12 @@ class Experiment(Pieces):
 
     @classmethod
     def stored(cls, path: Path) -> Experiment:
-        """The experiment that made a run's `policy.json`. Relative paths and user modules are looked for in the
-        working directory.
+        """The experiment that made a run's `policy.json`. Relative paths are looked for in the working directory.
+
+        A policy file may come from anybody, so it runs nothing: an experiment in it that names code is refused.
 
         Raises:
-            InputError: no such file, or a policy that does not say where it is from.
+            InputError: no such file, a policy that does not say where it is from, or one that names code.
         """
         document = read_json(path)
         try:
@@ -71,6 +72,11 @@ class Experiment(Pieces):
             raise InputError(f"{path}: does not say which experiment it is from; add --experiment") from error
         except ValidationError as error:
             raise InputError(f"{path}: provenance.config.{one_line(error)}; give another --experiment") from error
+        if (named := named_code(config)) is not None:
+            raise InputError(
+                f"{path}: its experiment runs code, {named[0]} = {named[1]!r}, and a policy file runs none, for it may "
+                "come from anybody; if it is yours, add --experiment with the experiment file"
+            )
         return cls(config)
 
     def at(self, config: ExperimentConfig) -> Experiment:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from haq.edges.documents import check_file
 from haq.edges.user_code import call_reference, describe, guarded, load_reference
 from haq.experiment.config import DataConfig, ModelConfig
 from haq.values.errors import InputError
@@ -70,9 +71,11 @@ def load_float_model(config: ModelConfig, *, folder: Path) -> nn.Module:
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
     try:
+        check_file(path, limit=None)  # as large as the model
+    except InputError as error:
+        raise InputError(f"model.checkpoint: {error}") from error
+    try:
         model.load_state_dict(load_file(path))
-    except FileNotFoundError as error:
-        raise InputError(f"model.checkpoint: {path}: no such file") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(

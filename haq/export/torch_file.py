@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from haq.deployed.state import IntegerWeight, LayerState, ModelState, restore
-from haq.edges.documents import to_json, write_bytes
+from haq.edges.documents import check_file, parse_json, to_json, write_bytes
+from haq.edges.user_code import describe
 from haq.quant import Quantizer
 from haq.quant.formats.binary import Binary
 from haq.quant.formats.half import float_quantizer
@@ -70,20 +70,21 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         InputError: no such file, not one of this format, or one of another model.
     """
+    check_file(Path(path), limit=None)  # as large as the model
     try:
         with safe_open(str(path), framework="pt") as file:
             document = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a safetensors file: {error}") from error
     if document is None:
         raise InputError(f"{path}: has no quantization in it; write it with haq export --format torch")
     try:
-        return restore(model, _state(model, json.loads(document), tensors))
+        return restore(model, _state(model, parse_json(document), tensors))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged: {describe(error)}; export it anew") from error
 
 
 def _narrowest(codes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, model_validator
 
+from haq.edges.documents import read_bytes
 from haq.edges.validation import Section
 from haq.hardware.sections import (
     AlignmentRow,
@@ -167,6 +168,6 @@ class HardwareProfile(Section):
         if self.section is not None:
             digest.update(self.section.model_dump_json().encode())
             for name in self.section.files:
-                if (self.folder / name).is_file():
-                    digest.update((self.folder / name).read_bytes())
+                if (self.folder / name).exists():
+                    digest.update(read_bytes(self.folder / name))
         return digest.hexdigest()[:16]

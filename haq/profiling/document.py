@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from haq.edges.cells import to_cell
 from haq.edges.documents import write_text
 from haq.hardware.sections import Measured, operation
 from haq.profiling.fit import Fit
@@ -82,7 +83,8 @@ def _threads(measured: Measured) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{text}"' if "," in text else text
+    shown = str(to_cell(text))
+    return f'"{shown.replace(chr(34), 2 * chr(34))}"' if set(shown) & set(',"\r\n') else shown
 
 
 def _provenance(source: str, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from haq.edges.documents import finite
+from haq.edges.documents import LARGEST_JOURNAL, finite, lock, open_journal, parse_json, read_bytes
 from haq.values.errors import InputError
 
 _SHOWN_CHANGES = 3
@@ -32,13 +33,21 @@ class Measurements:
         """
         self.path, self.entries = path, list[tuple[str, Any]]()
         document = json.loads(json.dumps(finite(setup), default=str))
-        if resume:
-            self._read(document)
-        elif path.exists():
+        if resume and not path.exists():
+            raise InputError(f"{path}: no such file: nothing to resume; start without --resume")
+        begun = path.exists() and b"\n" in read_bytes(path, limit=LARGEST_JOURNAL)
+        if begun and not resume:
             raise InputError(f"{path}: measurements are there already; add --resume to go on, or name another --out")
-        else:
-            self._open("wb")
-            self.add("setup", document)
+        self._open()
+        try:
+            if begun:
+                self._read(document)
+            else:  # new, or killed before its first line was whole
+                self._stream.truncate(0)
+                self.add("setup", document)
+        except InputError:
+            self.close()
+            raise
 
     def of(self, name: str) -> list[Any]:
         """The values of all entries called `name`."""
@@ -62,30 +71,63 @@ class Measurements:
         """No more entries."""
         self._stream.close()
 
-    def _open(self, mode: str) -> None:
+    def _open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open(mode)
+            self._stream = os.fdopen(open_journal(self.path), "ab")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}; name another --out") from error
+        if not lock(self._stream):
+            self.close()
+            raise InputError(f"{self.path}: another haq is writing it; wait for it or name another --out")
 
     def _read(self, setup: Mapping[str, Any]) -> None:
-        try:
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.path}: nothing to resume ({error.strerror}); start without --resume") from error
+        raw = read_bytes(self.path, limit=LARGEST_JOURNAL)
         whole = raw[: raw.rfind(b"\n") + 1]
         try:
-            self.entries = [next(iter(json.loads(line).items())) for line in whole.splitlines()]
-            name, found = self.entries[0]
-            changed = [key for key in {**found, **setup} if found.get(key) != setup.get(key)]
-        except (ValueError, StopIteration, IndexError, AttributeError) as error:
-            raise InputError(f"{self.path}: not a file of measurements; name another --out") from error
-        if name != "setup":
-            raise InputError(f"{self.path}: not a file of measurements; name another --out")
+            entries = [_entry(line) for line in whole.splitlines()]
+            (name, found), *_ = entries
+            if name != "setup" or not isinstance(found, dict):
+                raise ValueError("its first line holds no setup")
+        except ValueError as error:
+            raise InputError(f"{self.path}: not a file of measurements: {error}; name another --out") from error
+        changed = [key for key in {**found, **setup} if found.get(key) != setup.get(key)]
         if changed:
             listed = "; ".join(f"{key} ({found.get(key)!r} -> {setup.get(key)!r})" for key in changed[:_SHOWN_CHANGES])
             raise InputError(f"{self.path}: cannot resume, the setup changed: {listed}; name another --out")
-        self._open("r+b")
         self._stream.truncate(len(whole))
-        self._stream.seek(len(whole))
+        self.entries = entries
+
+
+def _entry(line: bytes) -> tuple[str, Any]:
+    """The name and the value of a line.
+
+    Raises:
+        ValueError: it is none that `Measurements.add` writes.
+    """
+    document = parse_json(line)
+    if not isinstance(document, dict) or len(document) != 1:
+        raise ValueError("a line is no object with one key")
+    ((name, value),) = document.items()
+    if (check := _KINDS.get(name)) is None or not check(value):
+        raise ValueError(f"a line says {name!r} = {value!r:.80}")
+    return name, value
+
+
+def _times(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(ms, int | float) and not isinstance(ms, bool) and 0 <= ms < math.inf for ms in value.values()
+    )
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "setup": lambda value: isinstance(value, dict),
+    "layers": lambda value: (
+        isinstance(value, dict)
+        and set(value) == {"float", "low"}
+        and all(entry is None or _times(entry) for entry in value.values())
+    ),
+    "energy": lambda value: value is None or (_times(value) and set(value) == {"float", "low"}),
+    "unmet": lambda value: isinstance(value, dict) and all(isinstance(names, list) for names in value.values()),
+    "round": lambda value: bool(value) and _times(value) and all(value.values()),
+}

@@ -203,6 +203,9 @@ def _setup(experiment: Experiment, runtime: Runtime, settings: Settings) -> dict
 def _measure(
     runtime: Runtime, policies: Sequence[Policy], journal: Measurements, settings: Settings, show: Reporter
 ) -> None:
+    keys = {policy.key for policy in policies}
+    if any(set(entry) != keys for entry in journal.of("round")):
+        raise InputError(f"{journal.path}: a round lacks policies or has others; name another --out")
     if not journal.of("layers"):
         show.stage("timing layers inside the graph")
         named = zip(("float", "low"), policies[:2], strict=True)

@@ -18,7 +18,7 @@ from haq.hardware.sections import Measured
 from haq.profiling.machine import open_runtime, prepare
 from haq.profiling.policies import anchors, mixed_policies
 from haq.profiling.runtimes.base import Runtime
-from haq.profiling.runtimes.choice import RUNTIMES, RuntimeChoice
+from haq.profiling.runtimes.choice import RuntimeChoice
 from haq.profiling.standalone import standalone_times, summed
 from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
 from haq.report import write_validation
@@ -62,7 +62,7 @@ def measured_profile(path: str | Path) -> tuple[HardwareProfile, Measured]:
         InputError: no such profile, or one that was not measured.
     """
     profile = load_profile(path)
-    if profile.measured is None or RuntimeChoice.of(profile.measured).name not in RUNTIMES:
+    if profile.measured is None or not RuntimeChoice.known(profile.measured):
         raise InputError(f"{path}: was not measured on a machine; make a profile of this one with haq profile")
     return profile, profile.measured
 
@@ -77,6 +77,7 @@ def validate_profile(
     out: Path,
     show: Reporter,
     baselines: bool = True,
+    command: str = "",
 ) -> dict[str, Any]:
     """Predict and measure random mixed policies; write `validation.json` and `validation.png` into `out`.
 
@@ -92,6 +93,7 @@ def validate_profile(
         out: folder.
         show: shows progress.
         baselines: also the summed stand-alone times and the bit operations.
+        command: for a profile that was measured with one; default: `device.command` of the experiment.
 
     Returns:
         The content of `validation.json`.
@@ -100,12 +102,12 @@ def validate_profile(
         InputError: the profile is not a measured one, or does not fit the model.
     """
     profile, measured = measured_profile(path)
+    choice = RuntimeChoice.of(measured, command=command or experiment.config.device.command)
     show.stage("tracing the model")
     network = experiment.network
     for warning in (warnings := profile_warnings(profile, network)):
         show.note(f"warning: {warning}")
     model = build_cost_model(profile)
-    choice = RuntimeChoice.of(measured)
     runtime = open_runtime(experiment, choice)
     for warning in (others := accelerator_warnings(measured, runtime)):
         show.note(f"warning: {warning}")

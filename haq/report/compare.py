@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haq.edges.cells import csv_text
 from haq.edges.documents import write_bytes, write_text
 from haq.report.explore import explore_data, script
 from haq.report.facts import cost_columns, flatten
@@ -144,13 +143,9 @@ def compare_runs(run_dirs: Sequence[str | Path], out: str | Path) -> list[dict[s
     rows, figures, folder = comparison_rows(comparison), comparison_figures(comparison), Path(out)
     images = {name: png(figure) for name, figure in figures.items()}
     page = _page(comparison, rows, inline(figures))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     for name, image in images.items():
         write_bytes(folder / "plots" / f"{name}.png", image)
-    write_text(folder / "compare.csv", table.getvalue())
+    write_text(folder / "compare.csv", csv_text(rows))
     write_text(folder / "compare.html", page)
     return rows
 

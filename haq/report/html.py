@@ -25,6 +25,7 @@ from haq.report.figures.costs import metrics_shown
 from haq.report.figures.style import format_color, svg, text_on
 from haq.report.units import amount, in_order
 from haq.results.read import Run, load_run
+from haq.values.errors import printable
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -88,12 +89,13 @@ def inline(plots: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from `templates/`; every value is escaped but what `inline` made."""
+    """A page from `templates/`; every value is escaped but what `inline` made, control characters, too."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

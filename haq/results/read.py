@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from haq.edges.documents import read_json
+from haq.edges.cells import from_cell
+from haq.edges.documents import LARGEST_JOURNAL, parse_json, read_json, read_text
 from haq.edges.validation import one_line
-from haq.results.schema import (
-    Result,
-)
+from haq.results.schema import Provenance, Result
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.trial import Trial
@@ -67,33 +67,42 @@ def load_run(folder: str | Path) -> Run:
     if not (path / "result.json").is_file():
         found = "has no result.json" if path.is_dir() else "is no folder"
         raise InputError(f"{path}: {found}; give the folder of a finished run (haq search EXPERIMENT --out {path})")
-    file = path / "result.json"
-    try:
-        result = Result.model_validate(read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file}: {one_line(error)}") from error
+    result = load_result(path / "result.json")
     policy = read_json(path / "policy.json")
     provenance = policy.get("provenance") if isinstance(policy, dict) else None
     if not isinstance(provenance, dict):
         raise InputError(f"{path / 'policy.json'}: no section `provenance`; the file was not written by haq search")
+    try:
+        Provenance.model_validate(provenance)
+    except ValidationError as error:
+        raise InputError(f"{path / 'policy.json'}: {one_line(error, prefix='provenance')}") from error
     return Run(path, result, provenance, _trials(path / "trials.jsonl"), load_sensitivities(path / "sensitivity.csv"))
 
 
-def _trials(file: Path) -> tuple[Trial, ...]:
+def load_result(file: Path) -> Result:
+    """Read `result.json`.
+
+    Raises:
+        InputError: it is none, or damaged.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
+        return Result.model_validate(read_json(file))
+    except ValidationError as error:
+        raise InputError(f"{file}: {one_line(error)}") from error
+
+
+def _trials(file: Path) -> tuple[Trial, ...]:
+    lines = read_text(file, limit=LARGEST_JOURNAL).split("\n")
     trials = []
     for number, line in enumerate(lines, start=1):
         try:
-            doc = json.loads(line) if line.strip() else {}
-            if "policy" in doc:  # the header has none
+            doc = parse_json(line) if line.strip() else {}
+            if doc and "setup" not in doc:  # the header has one
                 trials.append(Trial.from_doc(doc))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             if number == len(lines):  # a run that was killed leaves a torn last line, without its newline
                 break
-            raise InputError(f"{file}: line {number} is no trial: {error!r}; the file is damaged") from error
+            raise InputError(f"{file}: line {number} is no trial: {error}; the file is damaged") from error
     return tuple(sorted(trials, key=lambda trial: trial.number))  # several at a time are written as they are done
 
 
@@ -107,10 +116,13 @@ def load_sensitivities(file: Path) -> dict[tuple[str, str], dict[str, float]]:
         return {}
     table: dict[tuple[str, str], dict[str, float]] = {}
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                name = Format.parse(row["format"]).name
-                table.setdefault((row["layer"], row["kind"]), {})[name] = float(row["sensitivity"])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        for row in csv.DictReader(StringIO(read_text(file), newline=""), strict=True):
+            name, value = Format.parse(row["format"]).name, float(row["sensitivity"])
+            if not row["layer"] or row["kind"] not in ("weight", "activation") or not 0 <= value < math.inf:
+                raise ValueError(f"{row['layer']!r:.80}, {row['kind']!r:.80}, {name}: {value}")
+            table.setdefault((from_cell(row["layer"]), row["kind"]), {})[name] = value
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{file}: not a table of layer, kind, format, sensitivity: {error}") from error
     return table

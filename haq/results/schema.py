@@ -14,8 +14,33 @@ PrecisionText = Annotated[Precision, BeforeValidator(Precision.parse)]
 FormatName = Annotated[str, AfterValidator(lambda name: Format.parse(name).name)]
 
 
+_SECTIONS = ("model", "data", "quantization", "sensitivity", "search", "evaluator")
+
+
+def _of_sections(record: dict[str, Any]) -> dict[str, Any]:
+    for name in _SECTIONS:
+        if not isinstance(record.get(name, {}), dict):
+            raise ValueError(f"{name}: expected an object, got {record[name]!r:.80}")
+    return record
+
+
+Record = Annotated[dict[str, Any], AfterValidator(_of_sections)]
+"""The experiment of a run, as it was; a later `haq` may read other keys in it."""
+
+
 class _Doc(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+class Provenance(_Doc):
+    """`provenance` of `policy.json`: where a policy is from, as far as a report shows it."""
+
+    command: str = ""
+    date: str = ""
+    versions: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
+    splits: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
 
 
 class Entry(_Doc):
@@ -114,7 +139,7 @@ class Result(_Doc):
     """`result.json`."""
 
     schema_version: Literal[1]
-    experiment: dict[str, Any]
+    experiment: Record
     device: Device
     objective: str
     budgets: dict[str, float]

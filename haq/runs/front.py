@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from haq.edges.cells import csv_text
 from haq.edges.documents import write_json, write_text
 from haq.edges.progress import Reporter
 from haq.experiment.config import ExperimentConfig
@@ -210,7 +209,7 @@ def _write(folder: Path, document: Mapping[str, Any], runs: Sequence[Path]) -> N
         }
         for entry in document["points"]
     ]
-    write_text(folder / "front.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(folder / "front.csv", csv_text(rows))
     for entry in document["points"]:
         if entry["policy"] is not None:
             write_json(folder / "policies" / f"{entry['point']}.json", {"schema_version": 1, "policy": entry["policy"]})

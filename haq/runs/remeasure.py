@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, ValidationError
 
-from haq.edges.documents import read_json, write_json
+from haq.edges.documents import read_checked, write_checked
+from haq.edges.validation import Section, one_line
 from haq.hardware import profile_warnings
 from haq.hardware.costs import cost_report
 from haq.problem.problem import Problem
 from haq.profiling.machine import open_runtime
 from haq.profiling.policies import anchors
 from haq.profiling.runtimes.base import Prepared, Runtime
-from haq.profiling.runtimes.choice import RUNTIMES, RuntimeChoice
+from haq.profiling.runtimes.choice import RuntimeChoice
 from haq.profiling.timing import Rounds, measure_rounds, medians, noise_floor, noise_warning, paced, paces
 from haq.solve.settings import SolverSettings
 from haq.solve.solve import solve
@@ -67,6 +69,20 @@ class Remeasured:
         return {"schema_version": 1, **asdict(self)}
 
 
+class _Times(Section):
+    """What the file of a `Stopwatch` holds."""
+
+    pace: float = Field(gt=0)
+    times: dict[str, Annotated[float, Field(gt=0)]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Times:
+        try:
+            return cls.model_validate(read_checked(path))
+        except ValidationError as error:
+            raise InputError(f"{path}: {one_line(error)}; remove it to have the policies timed anew") from error
+
+
 class Stopwatch:
     """Times policies end to end, each once, at the pace of the profile; a file keeps the times for a resumed run.
 
@@ -100,9 +116,8 @@ class Stopwatch:
         self._threads, self._rounds = threads, rounds
         self._runtime: Runtime | None = None
         self._prepared: dict[str, Prepared] = {}
-        known = read_json(path) if path.exists() else {}
-        self.times: dict[str, float] = known.get("times", {})
-        self.pace: float = known.get("pace", 1.0)
+        known = _Times.read(path) if path.exists() else _Times(pace=1.0, times={})
+        self.times, self.pace = dict(known.times), known.pace
         self.policies: list[Policy] = []
 
     def measure(self, policies: Sequence[Policy]) -> list[float]:
@@ -114,7 +129,7 @@ class Stopwatch:
             prepare = self._runtime.prepare
             self._prepared = self._prepared or {policy.key: prepare(policy) for policy in self._references}
             self._time(self._prepared | {policy.key: prepare(policy) for policy in new})
-            write_json(self._path, {"pace": self.pace, "times": self.times})
+            write_checked(self._path, {"pace": self.pace, "times": self.times})
         return [self.times[policy.key] for policy in policies]
 
     def _time(self, prepared: Mapping[str, Prepared]) -> None:
@@ -144,10 +159,11 @@ def check_remeasure(experiment: Experiment) -> None:
         InputError: the profile was not measured on this machine, for this model, or no latency is bounded.
     """
     profile, measured = experiment.profile, experiment.profile.measured
-    if measured is None or RuntimeChoice.of(measured).name not in RUNTIMES:
+    if measured is None or not RuntimeChoice.known(measured):
         raise InputError(
             f"search.remeasure: profile {profile.name} was not measured; make one with haq profile, or remove the key"
         )
+    RuntimeChoice.of(measured, command=experiment.config.device.command)
     if LATENCY not in experiment.config.budgets:
         raise InputError("search.remeasure: no budgets.latency_ms to confirm by measuring; add it or remove the key")
     for warning in profile_warnings(profile, experiment.network):
@@ -229,7 +245,7 @@ class Confirmation:
         assert measured is not None  # see `check_remeasure`
 
         def runtime() -> Runtime:
-            return open_runtime(experiment, RuntimeChoice.of(measured))
+            return open_runtime(experiment, RuntimeChoice.of(measured, command=experiment.config.device.command))
 
         path = folder / "latency.json"
         if not resumed:

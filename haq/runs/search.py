@@ -7,8 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from haq.edges.cells import csv_text
 from haq.edges.documents import write_json, write_text
 from haq.edges.progress import Reporter, Silent, Stages
 from haq.evaluate import SplitEvaluator
@@ -282,8 +281,8 @@ def _write(
     trials: list[Trial],
 ) -> None:
     write_json(folder / "problem.json", problem.to_doc())
-    write_text(folder / "sensitivity.csv", pd.DataFrame(sensitivity.rows()).to_csv(index=False))
-    write_text(folder / "trials.csv", pd.DataFrame([trial_row(trial) for trial in trials]).to_csv(index=False))
+    write_text(folder / "sensitivity.csv", csv_text(sensitivity.rows()))
+    write_text(folder / "trials.csv", csv_text([trial_row(trial) for trial in trials]))
     write_json(folder / "policy.json", policy_document(experiment, result, command=result["command"]))
     write_json(folder / "result.json", result)
     write_plots(folder)
@@ -300,6 +299,6 @@ def write_sensitivity(experiment: Experiment, folder: Path, *, progress: Progres
         raise InputError(f"{folder}: is a file; name a folder with --out")
     experiment.check()
     table = experiment.sensitivity(file=folder / "sensitivity.json", progress=progress)
-    write_text(folder / "sensitivity.csv", pd.DataFrame(table.rows()).to_csv(index=False))
+    write_text(folder / "sensitivity.csv", csv_text(table.rows()))
     write_heat_map(folder / "sensitivity.csv", folder / "sensitivity.png")
     return table

@@ -17,6 +17,7 @@ from haq.edges.validation import one_line
 from haq.experiment.config import ExperimentConfig
 from haq.experiment.experiment import Experiment
 from haq.report import compare_runs
+from haq.results.read import load_result
 from haq.runs.search import run_experiment
 from haq.values.errors import InfeasibleError, InputError
 
@@ -202,10 +203,10 @@ def run_point(point: dict[str, Any], on_proposal: Callable[[float | None], None]
             experiment = Experiment.load(point["experiment"], overrides=point["overrides"])
             command = f"haq sweep: {folder.name}"
             run_experiment(experiment, out=folder, resume=folder.exists(), command=command, on_proposal=on_proposal)
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = load_result(folder / "result.json")
     except (InputError, InfeasibleError) as error:
         return {**row, "error": " ".join(str(error).split())}
-    return {**row, "verdict": result["verdict"], "test_score": result["answer"]["test_score"]}
+    return {**row, "verdict": result.verdict, "test_score": result.answer.test_score}
 
 
 def _tune() -> ModuleType:

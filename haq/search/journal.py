@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from haq.edges.documents import finite
+from haq.edges.documents import LARGEST_JOURNAL, finite, lock, open_journal, parse_json, read_bytes
 from haq.values.errors import InputError
 from haq.values.trial import Trial
 
@@ -34,15 +34,14 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def holds_trials(path: Path) -> bool:
     """Whether there is a journal at `path` with at least one trial in it."""
-    return path.is_file() and path.read_bytes().count(b"\n") > 1
+    return path.exists() and read_bytes(path, limit=LARGEST_JOURNAL).count(b"\n") > 1
 
 
 def setup_of(path: Path) -> dict[str, Any]:
     """The setup in a journal's first line; empty where there is no whole one."""
     try:
-        with path.open("rb") as stream:
-            setup = json.loads(stream.readline())["setup"]
-    except (OSError, ValueError, KeyError, TypeError):
+        setup = parse_json(read_bytes(path, limit=LARGEST_JOURNAL).partition(b"\n")[0])["setup"]
+    except (ValueError, KeyError, TypeError):
         return {}
     return setup if isinstance(setup, dict) else {}
 
@@ -54,9 +53,9 @@ def stored_trials(path: Path) -> list[Trial]:
         InputError: missing, unreadable or damaged.
     """
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; name the folder of a run") from error
+        raw = read_bytes(path, limit=LARGEST_JOURNAL)
+    except InputError as error:
+        raise InputError(f"{error}; name the folder of a run") from error
     return _parse(path, raw[: raw.rfind(b"\n") + 1], setup_of(path))
 
 
@@ -111,9 +110,9 @@ class Journal:
                 changed.
         """
         try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}; start without --resume") from error
+            raw = read_bytes(path, limit=LARGEST_JOURNAL)
+        except InputError as error:
+            raise InputError(f"{error}; start without --resume") from error
         whole = raw[: raw.rfind(b"\n") + 1]
         if whole.count(b"\n") <= 1:
             return cls.create(path, setup)
@@ -159,18 +158,12 @@ class Journal:
 def _locked(path: Path) -> BinaryIO:
     """The file, unbuffered, for this process alone where the system can tell."""
     try:
-        stream = path.open("ab", buffering=0)
+        stream = os.fdopen(open_journal(path), "ab", buffering=0)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}; name another --out") from error
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock(stream):
         stream.close()
-        raise InputError(f"{path}: another haq is writing this run; wait for it or name another --out") from error
-    except (ImportError, OSError):
-        pass  # Windows, or a network drive without locks
+        raise InputError(f"{path}: another haq is writing this run; wait for it or name another --out")
     return stream
 
 
@@ -178,14 +171,17 @@ def _parse(path: Path, content: bytes, setup: Mapping[str, Any]) -> list[Trial]:
     documents = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
-            documents.append(json.loads(line))
+            documents.append(parse_json(line))
         except ValueError as error:
             raise InputError(f"{path}:{number}: not a journal line: {error}; start anew in another --out") from error
+    found = documents[0].get("setup") if documents and isinstance(documents[0], dict) else None
     try:
-        changed = _changes(documents[0]["setup"], json.loads(json.dumps(finite(setup), default=str)))
+        if not isinstance(found, dict):
+            raise ValueError("the first line holds no setup")
+        changed = _changes(found, json.loads(json.dumps(finite(setup), default=str)))
         trials = [Trial.from_doc(document) for document in documents[1:]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a journal of trials: {error!r}; start anew in another --out") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a journal of trials: {error}; start anew in another --out") from error
     if changed:
         listed = "; ".join(changed[:_SHOWN_CHANGES])
         raise InputError(f"{path}: cannot resume, the setup changed: {listed}; undo that or name another --out")

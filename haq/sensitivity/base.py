@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from haq.edges.documents import read_json, write_json
+from haq.edges.documents import read_checked, write_checked
+from haq.edges.validation import Section, one_line
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import tensors_in
 from haq.values.errors import InputError
@@ -30,6 +32,18 @@ Scores = tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]
 """Of weights and of activations: layer -> format name -> predicted loss increase."""
 
 FP32 = Format.parse("fp32")
+
+
+_Rows = dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+
+
+class _TableDoc(Section):
+    schema_version: Literal[1]
+    metric: str
+    signature: str
+    weights: _Rows
+    activations: _Rows
+    details: dict[str, Any]
 
 
 class Samples(Protocol):
@@ -94,7 +108,7 @@ class SensitivityTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, atomically."""
-        write_json(path, {"schema_version": 1, **self.__dict__})
+        write_checked(path, {"schema_version": 1, **self.__dict__})
 
     @classmethod
     def load(cls, path: Path, *, signature: str) -> SensitivityTable:
@@ -103,11 +117,14 @@ class SensitivityTable:
         Raises:
             InputError: missing, damaged, or made for another model, data, formats, quantization or metric.
         """
-        document = read_json(path)
+        document = read_checked(path)
         try:
-            table = cls(**{key: value for key, value in document.items() if key != "schema_version"})
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a sensitivity table; remove it to have it made anew") from error
+            found = _TableDoc.model_validate(document)
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: not a sensitivity table: {one_line(error)}; remove it to have it made anew"
+            ) from error
+        table = cls(found.metric, found.signature, found.weights, found.activations, found.details)
         if table.signature != signature:
             raise InputError(
                 f"{path}: made for another model, data, formats, quantization or metric (signature {table.signature}, "

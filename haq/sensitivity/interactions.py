@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from haq.edges.documents import read_json, write_json
+from haq.edges.documents import read_checked, write_checked
+from haq.edges.validation import Section, one_line
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Loss, Progress, Samples, table_signature
@@ -23,6 +25,13 @@ from haq.values.formats import Precision
 
 Choices = Mapping[str, Sequence[Precision]]
 Floats = NDArray[np.float64]
+
+
+class _TableDoc(Section):
+    schema_version: Literal[1]
+    signature: str
+    pairs: list[dict[str, Any]]
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class InteractionTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, atomically."""
-        write_json(path, {"schema_version": 1, **self.__dict__})
+        write_checked(path, {"schema_version": 1, **self.__dict__})
 
     @classmethod
     def load(cls, path: Path, *, signature: str) -> InteractionTable:
@@ -50,11 +59,14 @@ class InteractionTable:
         Raises:
             InputError: missing, damaged, or made for another setup.
         """
-        document = read_json(path)
+        document = read_checked(path)
         try:
-            table = cls(**{key: value for key, value in document.items() if key != "schema_version"})
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a table of interactions; remove it to have it made anew") from error
+            found = _TableDoc.model_validate(document)
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: not a table of interactions: {one_line(error)}; remove it to have it made anew"
+            ) from error
+        table = cls(found.signature, found.pairs, found.details)
         if table.signature != signature:
             raise InputError(
                 f"{path}: made for another model, data, choices or quantization (signature {table.signature}, wanted "

@@ -83,10 +83,10 @@ class Precision:
         Raises:
             ValueError: not of that form.
         """
-        match = _PRECISION.fullmatch(text)
+        match = _PRECISION.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(
-                f"{text!r} is no precision; write weight and activation formats as in w4a8, wternarya8, wfp16afp16"
+                f"{text!r:.80} is no precision; write weight and activation formats as in w4a8, wternarya8, wfp16afp16"
             )
         weight, activation = (Format.parse(f"int{part}" if part.isdigit() else part) for part in match.groups())
         return cls(weight, activation)

@@ -47,12 +47,14 @@ class Policy(Mapping[str, Precision]):
         return {name: precision.to_doc() for name, precision in self.precisions.items()}
 
     @classmethod
-    def from_doc(cls, doc: Mapping[str, Any]) -> Policy:
+    def from_doc(cls, doc: Any) -> Policy:
         """Read what `to_doc` wrote.
 
         Raises:
-            ValueError: names the layer whose entry is not a precision.
+            ValueError: no object, or names the layer whose entry is not a precision.
         """
+        if not isinstance(doc, Mapping):
+            raise ValueError(f"expected an object that maps layer names to bits, got {doc!r:.80}")
         precisions = {}
         for name, entry in doc.items():
             if not isinstance(entry, Mapping):

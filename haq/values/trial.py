@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -58,9 +59,22 @@ class Measurement:
         return doc | ({"error": self.error} if self.error else {})
 
     @classmethod
-    def from_doc(cls, doc: Mapping[str, Any]) -> Measurement:
-        score = math.nan if doc["score"] is None else float(doc["score"])
-        return cls(score, doc["fidelity"], doc.get("seconds", 0.0), dict(doc.get("details", {})), doc.get("error", ""))
+    def from_doc(cls, doc: Any) -> Measurement:
+        """Read what `to_doc` wrote.
+
+        Raises:
+            ValueError: names the key that is missing or holds something else.
+        """
+        score = None if _take(doc, "score", object) is None else _number(doc, "score")
+        details = _take(doc, "details", Mapping, {})
+        return cls(
+            math.nan if score is None else score,
+            _take(doc, "fidelity", str),
+            _number(doc, "seconds", 0.0),
+            # What a metric says beside its score may be no number: not finite, so `None` in JSON.
+            {name: math.nan if value is None else _number(details, name) for name, value in details.items()},
+            _take(doc, "error", str, ""),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +103,45 @@ class Trial:
         }
 
     @classmethod
-    def from_doc(cls, doc: Mapping[str, Any]) -> Trial:
+    def from_doc(cls, doc: Any) -> Trial:
+        """Read what `to_doc` wrote.
+
+        Raises:
+            ValueError: names the key that is missing or holds something else.
+        """
+        number, costs = _take(doc, "number", int), _take(doc, "costs", Mapping)
+        if isinstance(number, bool) or number < 0:
+            raise ValueError(f"number: expected 0, 1, 2, ..., got {number!r}")
         return cls(
-            doc["number"],
-            doc["source"],
-            Policy.from_doc(doc["policy"]),
-            dict(doc["costs"]),
-            Measurement.from_doc(doc["measurement"]),
+            number,
+            _take(doc, "source", str),
+            Policy.from_doc(_take(doc, "policy", Mapping)),
+            {metric: _number(costs, metric) for metric in costs},
+            Measurement.from_doc(_take(doc, "measurement", Mapping)),
         )
+
+
+_MISSING = object()
+
+
+def _take(doc: Any, key: str, kind: type, default: Any = _MISSING) -> Any:
+    """The value of `key`, if it is of that kind."""
+    value = doc.get(key, default) if isinstance(doc, Mapping) else _MISSING
+    if value is _MISSING:
+        raise ValueError(f"{key}: missing")
+    if not isinstance(value, kind):
+        raise ValueError(f"{key}: expected {_KINDS[kind]}, got {value!r:.80}")
+    return value
+
+
+_KINDS: Mapping[type, str] = {int: "a whole number", str: "text", Mapping: "an object"}
+
+
+def _number(doc: Any, key: str, default: Any = _MISSING) -> float:
+    value = _take(doc, key, object, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{key}: expected a finite number, got {value!r:.80}")
+    return float(value)
+
+
+_LARGEST = sys.float_info.max

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from haq.edges.documents import read_bytes
 from haq.values.errors import InputError
 from haq.zoo.data import DataSplits, Split
 
@@ -160,7 +163,12 @@ def _open(path: Path) -> Image.Image:
     except ImportError as error:
         raise InputError("reading images needs the package pillow; install it: pip install pillow") from error
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            # Pillow warns of an image that is said to be huge and gives up at twice that size; both are too much.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(read_bytes(path))) as image:
+                return image.convert("RGB")
+    except InputError:
+        raise
+    except Exception as error:  # decoders fail in many ways
         raise InputError(f"{path}: not an image that can be read: {error}; repair or remove it") from error

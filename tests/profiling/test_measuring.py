@@ -96,13 +96,18 @@ def test_measurements_survive_a_torn_last_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "resume", "message"),
     [
-        (None, True, r"nothing to resume \(No such file"),
+        (None, True, "no such file: nothing to resume"),
         (b'{"setup": {"threads": 1}}\n', False, "measurements are there already; add --resume"),
         (b'{"setup": {"threads": 2}}\n', True, r"the setup changed: threads \(2 -> 1\); name another --out"),
         (b"hello\n", True, "not a file of measurements"),
-        (b"", True, "not a file of measurements"),
+        (
+            b'{"setup": {"threads": 1}}\n{"round": {"a": "fast"}}\n',
+            True,
+            "not a file of measurements: a line says 'round'",
+        ),
+        (b'{"setup": {"threads": 1}}\n' + 5000 * b"[" + b"\n", True, "not a file of measurements: nested more than"),
     ],
-    ids=["missing", "there", "changed", "garbage", "empty"],
+    ids=["missing", "there", "changed", "garbage", "text for a time", "too deep"],
 )
 def test_other_files_are_refused(tmp_path, content, resume, message):
     path = tmp_path / "m.jsonl"
@@ -110,3 +115,24 @@ def test_other_files_are_refused(tmp_path, content, resume, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         Measurements(path, {"threads": 1}, resume=resume)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("content", [b"", b'{"setup": {"thr'])
+def test_a_file_whose_first_line_was_never_whole_is_begun_anew(tmp_path, content, resume):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(content)
+    journal = Measurements(path, {"threads": 1}, resume=resume)
+    journal.add("round", {"a": 1.0})
+    journal.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"setup": {"threads": 1}},
+        {"round": {"a": 1.0}},
+    ]
+
+
+def test_two_profiles_do_not_write_one_file(tmp_path):
+    first = Measurements(tmp_path / "m.jsonl", {"threads": 1}, resume=False)
+    with pytest.raises(InputError, match="another haq is writing it"):
+        Measurements(tmp_path / "m.jsonl", {"threads": 1}, resume=True)
+    first.close()

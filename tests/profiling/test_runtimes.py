@@ -60,7 +60,10 @@ def test_a_script_of_the_user_is_profiled_and_validated(tmp_path, experiment, sc
     true = 2.0 + sum(0.5 if i % 3 == 0 else 1.0 + 0.1 * i for i in range(len(names)))
     predicted = cost_report(experiment.network, build_cost_model(profile), policy).totals["latency_ms"]
     assert predicted == pytest.approx(true, rel=0.1)
-    found = validate_profile(experiment, out, policies=6, rounds=2, seed=1, out=tmp_path / "v", show=Silent())
+    options = {"policies": 6, "rounds": 2, "seed": 1, "out": tmp_path / "v", "show": Silent()}
+    with pytest.raises(InputError, match="which is run only if you name it: --command"):
+        validate_profile(experiment, out, **options)
+    found = validate_profile(experiment, out, **options, command=choice.command)
     assert set(found["models"]) == {"this profile", "bit operations, through both ends"}
     assert found["models"]["this profile"]["mean"] < 10
 

@@ -260,7 +260,7 @@ def _truncate(name: str) -> Callable[[Path], None]:
         (lambda folder: edit(folder, breakdown={"layers": [{"name": "a", "precision": "w4", "costs": {}}]}), "w4a8"),
         (_remove("policy.json"), r"policy\.json: no such file"),
         (_write("policy.json", "{}"), r"policy\.json: no section `provenance`"),
-        (_remove("trials.jsonl"), r"trials\.jsonl: cannot be read"),
+        (_remove("trials.jsonl"), r"trials\.jsonl: no such file"),
         (_write("trials.jsonl", '{"setup": 1}\n{"policy": 3}\n\n'), r"trials\.jsonl: line 2 is no trial"),
         (_write("sensitivity.csv", "layer,kind\na,weight\n"), r"sensitivity\.csv: not a table"),
         (_write("sensitivity.csv", "layer,kind,format,sensitivity\na,weight,int99,1"), "unknown number format 'int99'"),

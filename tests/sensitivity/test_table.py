@@ -183,11 +183,21 @@ def test_the_policy_in_use_is_not_in_the_signature(conv_model, images):
 def test_a_saved_table_is_reused(conv_model, images, tmp_path):
     file = tmp_path / "sensitivity.json"
     made = table(conv_model, images, file=file)
-    document = json.loads(file.read_text())
-    document["weights"]["fc"]["int2"] = 12.5
-    file.write_text(json.dumps(document))
+    other = {**made.weights, "fc": {**made.weights["fc"], "int2": 12.5}}
+    SensitivityTable(made.metric, made.signature, other, made.activations, made.details).save(file)
     assert table(conv_model, images, file=file).weights["fc"]["int2"] == 12.5
     assert made.weights["fc"]["int2"] != 12.5
+
+
+@pytest.mark.parametrize("value", [12.5, 10**30, "fast", None])
+def test_a_table_that_was_edited_is_not_believed(conv_model, images, tmp_path, value):
+    file = tmp_path / "sensitivity.json"
+    table(conv_model, images, file=file)
+    document = json.loads(file.read_text())
+    document["weights"]["fc"]["int2"] = value
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"sensitivity\.json: its content is not what was written .*; remove it"):
+        table(conv_model, images, file=file)
 
 
 def test_a_table_of_another_setup_is_refused(changes, conv_model, images, tmp_path):

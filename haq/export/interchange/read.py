@@ -56,8 +56,10 @@ def _modelopt(given: Any, network: Network) -> Policy:
             if wanted is not None and wanted != _CLASSES.get(network[layer].kind):
                 continue
             cfg = entry.get("cfg")
-            if isinstance(cfg, Sequence):
+            if isinstance(cfg, Sequence) and not isinstance(cfg, str):
                 raise ValueError(f"{quantizer}: several formats in a row; only one can be read")
+            if cfg is not None and not isinstance(cfg, Mapping):
+                raise ValueError(f"{quantizer}: cfg: expected an object with num_bits, got {cfg!r:.80}")
             if cfg is not None:
                 bits = cfg.get("num_bits", _DEFAULT_BITS)
             enabled = bool(entry.get("enable", (cfg or {}).get("enable", True)))
@@ -111,7 +113,7 @@ def _formats(entry: Any, where: str) -> list[Format]:
         return [fmt for part in entry.values() for fmt in _formats(part, where)]
     bits = entry.get("bitwidth", entry.get("bw")) if isinstance(entry, Mapping) else None
     kind = str(entry.get("dtype")).lower() if isinstance(entry, Mapping) else ""
-    if not isinstance(bits, int) or kind not in ("int", "float"):
+    if not isinstance(bits, int) or isinstance(bits, bool) or kind not in ("int", "float"):
         raise ValueError(f"{where}: expected an encoding with bitwidth and dtype, got {entry!r:.80}")
     return [Format.parse(f"fp{bits}") if kind == "float" else Format.integer(bits)]
 
@@ -122,4 +124,6 @@ def _by_name(encodings: Any) -> Mapping[str, Any]:
         return encodings
     if not isinstance(encodings, Sequence) or not all(isinstance(e, Mapping) and "name" in e for e in encodings):
         raise ValueError("encodings: expected an object, or a list of objects with a name, as AIMET writes them")
+    if strange := [e["name"] for e in encodings if not isinstance(e["name"], str)]:
+        raise ValueError(f"encodings: a name is text, got {strange[0]!r:.80}")
     return {entry["name"]: entry for entry in encodings}

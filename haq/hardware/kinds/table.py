@@ -7,9 +7,12 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from haq.edges.cells import from_cell
+from haq.edges.documents import read_text
 from haq.hardware.base import ProfileCostModel
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import KindSection, Text
@@ -82,7 +85,7 @@ def _read_row(row: Mapping[str, Any]) -> tuple[Key, Entry]:
         raise ValueError(f"expected {len(COLUMNS)} values: {','.join(COLUMNS)}")
     precision = Precision(Format.parse(row["weight"].strip()), Format.parse(row["activation"].strip()))
     energy = _number(row["energy_mj"], "energy_mj") if row["energy_mj"].strip() else None
-    return (row["layer"].strip(), precision), Entry(_number(row["latency_ms"], "latency_ms"), energy)
+    return (from_cell(row["layer"].strip()), precision), Entry(_number(row["latency_ms"], "latency_ms"), energy)
 
 
 def read_table(path: Path, *, energy: bool = False) -> dict[Key, Entry]:
@@ -96,23 +99,20 @@ def read_table(path: Path, *, energy: bool = False) -> dict[Key, Entry]:
     """
     table: dict[Key, Entry] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise InputError(f"{path}: the first line must be {','.join(COLUMNS)}")
-            for row in reader:
-                try:
-                    key, entry = _read_row(row)
-                    if energy and entry.energy_mj is None:
-                        raise ValueError("energy_mj is empty; measure it or set table.energy = false in the profile")
-                except ValueError as error:
-                    raise InputError(f"{path}: line {reader.line_num}: {error}") from error
-                if key in table:
-                    raise InputError(f"{path}: line {reader.line_num}: {key[0]} in {key[1]} stands twice; remove one")
-                table[key] = entry
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(f"{path}: the first line must be {','.join(COLUMNS)}")
+        for row in reader:
+            try:
+                key, entry = _read_row(row)
+                if energy and entry.energy_mj is None:
+                    raise ValueError("energy_mj is empty; measure it or set table.energy = false in the profile")
+            except ValueError as error:
+                raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+            if key in table:
+                raise InputError(f"{path}: line {reader.line_num}: {key[0]} in {key[1]} stands twice; remove one")
+            table[key] = entry
+    except csv.Error as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not table:
         raise InputError(f"{path}: holds no rows; measure some layers")

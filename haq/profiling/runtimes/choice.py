@@ -40,12 +40,36 @@ class RuntimeChoice:
     timeout: float = 60.0
 
     @classmethod
-    def of(cls, measured: Measured) -> RuntimeChoice:
-        """What a profile was measured with."""
+    def of(cls, measured: Measured, *, command: str = "") -> RuntimeChoice:
+        """What a profile was measured with.
+
+        Args:
+            measured: of the profile.
+            command: that the user allows to be run. A profile may come from anybody: the one that it names is shown to
+                the user, and never run for its sake.
+
+        Raises:
+            InputError: the profile was measured with a command and the user names none, or the reverse.
+        """
+        if measured.command and not command:
+            raise InputError(
+                f"the profile was measured with the command {measured.command!r}, which is run only if you name it: "
+                "--command (haq validate), or device.command in the experiment file"
+            )
+        if command and not measured.command:
+            raise InputError(
+                f"--command {command!r}: the profile was measured with {measured.package}, not with a command; leave "
+                "it out (in the experiment file: device.command)"
+            )
         name = "command" if measured.command else measured.package
         device = "cuda" if measured.accelerator else "cpu"
         low = measured.low if measured.command else cls.low
-        return cls(name, measured.threads, device, measured.command, low)
+        return cls(name, measured.threads, device, command, low)
+
+    @staticmethod
+    def known(measured: Measured) -> bool:
+        """Whether what a profile was measured with can be had again."""
+        return bool(measured.command) or measured.package in RUNTIMES
 
     def check(self) -> None:
         """Raise unless it is known, installed and complete.
