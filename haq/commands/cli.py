@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from haq import __version__
+from haq.commands import lint
+from haq.commands.options import (
+    AsJson,
+    ExperimentFile,
+    NoCache,
+    Overrides,
+    PolicyFile,
+    RayAddress,
+    Workers,
+    evaluating,
+    experiment_of,
+)
 from haq.commands.terminal import (
     new_table,
     number_text,
@@ -50,42 +62,7 @@ app.add_typer(cache_app, name="cache")
 bench_app = typer.Typer(help="Benchmarks whose answer is known.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 _MOST_PRECISIONS = 9
-
-ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).")]
-PolicyFile = Annotated[
-    Path, typer.Option("--policy", help="Policy file (JSON): a run's policy.json, or a file of another tool.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a key of the experiment, e.g. seed=1 or budgets.latency_ms='50%'; may be repeated.",
-    ),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Evaluate so many policies at once, each in a process of its own (Ray).")
-]
-RayAddress = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Use the workers of this Ray cluster; or: auto.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-
-
-def _experiment(path: Path, overrides: list[str] | None) -> Experiment:
-    from haq.experiment.experiment import Experiment
-
-    return Experiment.load(path, overrides=overrides or [])
-
-
-def _evaluating(no_cache: bool, workers: int | None, ray_address: str | None) -> list[str]:
-    """The overrides that say who evaluates."""
-    options = ["cache.enabled=false"] * no_cache
-    for key, value in (("workers", workers), ("address", ray_address)):
-        if value is not None:
-            options += ["executor.kind=ray", f"executor.{key}={value}"]
-    return options
+app.command("lint")(lint.lint)
 
 
 @app.command()
@@ -101,12 +78,12 @@ def search(
 ) -> None:
     """Search the best policy of an experiment, measure it, and write the run folder: policy, report, plots, trials."""
     command = shlex.join(["haq", *sys.argv[1:]])
-    options = _evaluating(no_cache, workers, ray_address)
+    options = evaluating(no_cache, workers, ray_address)
     with running() as bars:
         from haq.runs.front import points, run_front
         from haq.runs.search import run_experiment
 
-        pieces = _experiment(experiment, [*(overrides or []), *options])
+        pieces = experiment_of(experiment, [*(overrides or []), *options])
         several = len(points(pieces.config)) > 1
         run = run_front if several else run_experiment
         folder, result = run(pieces, out=out, resume=resume, command=command, reporter=bars)
@@ -164,7 +141,7 @@ def cost(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = 
     from haq.hardware.costs import cost_report
 
     with running():
-        pieces = _experiment(experiment, overrides)
+        pieces = experiment_of(experiment, overrides)
         report = cost_report(pieces.network, pieces.cost_model, pieces.load_policy(policy)).to_doc()
     if as_json:
         print_json(report)
@@ -181,7 +158,7 @@ def evaluate(
         from haq.experiment.workers import open_executor
         from haq.hardware.costs import cost_report
 
-        pieces = _experiment(experiment, [*(overrides or []), *_evaluating(no_cache, None, None)])
+        pieces = experiment_of(experiment, [*(overrides or []), *evaluating(no_cache, None, None)])
         bars.stage("measuring the policy")
         chosen = pieces.load_policy(policy)
         pieces.space.check(chosen)
@@ -214,7 +191,7 @@ def sensitivity(
     with running() as bars:
         from haq.runs.search import write_sensitivity
 
-        pieces = _experiment(experiment, overrides)
+        pieces = experiment_of(experiment, overrides)
         folder = out or Path("runs") / f"{pieces.config.name}-sensitivity"
         bars.stage(f"sensitivity ({pieces.config.sensitivity.metric})")
         table = write_sensitivity(pieces, folder, progress=bars.step)
@@ -251,7 +228,7 @@ def export(
 
         if experiment is None and overrides:
             raise InputError("--set: overrides keys of an experiment file; add --experiment")
-        pieces = _experiment(experiment, overrides) if experiment else _stored(policy_file(source))
+        pieces = experiment_of(experiment, overrides) if experiment else _stored(policy_file(source))
         trains = pieces.config.evaluator.rungs[-1] not in ("ptq", "bn")
         bars.stage(f"{'fine-tuning and ' if trains else ''}exporting to {format}")
         options = ExportOptions(pack, integer_outputs)
@@ -282,7 +259,7 @@ def ladder(
     with running() as bars:
         from haq.runs.ladder import compare_rungs
 
-        pieces = _experiment(experiment, [*(overrides or []), *_evaluating(no_cache, workers, ray_address)])
+        pieces = experiment_of(experiment, [*(overrides or []), *evaluating(no_cache, workers, ray_address)])
         pieces.check()
         bars.stage("measuring policies on each rung")
         document = compare_rungs(pieces, policies=policies, progress=bars.step, note=bars.note)
@@ -329,7 +306,7 @@ def profile(
 
         choice = RuntimeChoice(runtime, threads, device, script, low, timeout)
         settings = Settings(choice, policies, rounds)
-        pieces = _experiment(experiment, overrides)
+        pieces = experiment_of(experiment, overrides)
         document = profile_machine(pieces, out, settings=settings, resume=resume, command=command, show=bars)
     if as_json:
         print_json(document)
@@ -358,7 +335,7 @@ def validate(
     with running() as bars:
         from haq.profiling.validate import validate_profile
 
-        pieces = _experiment(experiment, overrides)
+        pieces = experiment_of(experiment, overrides)
         folder = out or Path("runs") / f"{pieces.config.name}-validation"
         document = validate_profile(
             pieces,
