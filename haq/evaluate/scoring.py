@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haq.evaluate.base import LOSSES, METRICS, Metric, accuracy, agreement
+from haq.evaluate.base import LOSSES, METRICS, Metric
+from haq.evaluate.chance import chance_score
 from haq.evaluate.standard_error import jackknife
 from haq.quant import QuantizedModel
 from haq.quant.nested import Batches, Loss, joined, map_tensors, tensors_in
 from haq.values.errors import InputError
 from haq.values.policy import Policy
 from haq.values.trial import Measurement
+
+_SHARES = ("accuracy", "agreement")
+"""Metrics that are shares of the samples in per cent, where outputs have no positions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +36,9 @@ class Scoring:
         loss: a name in `LOSSES`, your own function, or `None` to leave it out of the details.
         batch_size: samples per forward pass.
         samples: how many of the split, from its start; all by default.
-        standard_error: put `score_error`, the standard error of the score, into the details; for accuracy and agreement
-            it is always there, for other metrics it takes ten more calls of the metric.
+        standard_error: put `score_error`, the standard error of the score, into the details; for the metrics in
+            `METRICS` it is always there, for your own it takes ten more calls of the metric. It counts samples, not
+            positions within them.
         amp: run the model in bfloat16 autocast. Calibration, training and compensations are not changed by it, and
             metric and loss stay in float32; they get their tensors on the CPU in any case.
     """
@@ -87,6 +92,15 @@ class SplitEvaluator:
             self._float = self._score(self.model, "float", start)
         return self._float
 
+    @property
+    def samples(self) -> int:
+        """How many samples are scored."""
+        return sum(len(next(tensors_in(inputs))) for inputs in self._inputs)
+
+    def chance_score(self) -> float | None:
+        """What a model scores that looks at no input, for metrics where that is known; see `haq.evaluate.chance`."""
+        return chance_score(_name(self._metric), self._targets)
+
     def float_score(self) -> float:
         """The float model's score."""
         return self.float_measurement().score
@@ -121,10 +135,11 @@ class SplitEvaluator:
 
     def _noise(self, outputs: Any, score: float) -> float | None:
         """Standard error of the score: what a difference between two policies must exceed. `None` where unknown."""
-        if self._metric in (accuracy, agreement) and isinstance(outputs, Tensor):
+        if _name(self._metric) in _SHARES and isinstance(outputs, Tensor) and outputs.dim() == 2:
             share = score / 100.0
-            return 100.0 * math.sqrt(share * (1.0 - share) * outputs.shape[1] / outputs.numel())
-        return jackknife(self._metric, outputs, self._targets) if self._standard_error else None
+            return 100.0 * math.sqrt(share * (1.0 - share) / len(outputs))
+        known = self._standard_error or _name(self._metric) in METRICS
+        return jackknife(self._metric, outputs, self._targets) if known else None
 
     def _run(self, function: Metric | Loss, outputs: Any, role: str) -> float:
         try:

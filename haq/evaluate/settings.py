@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from haq.edges.validation import Section
 from haq.training.settings import QATConfig
@@ -22,11 +22,15 @@ class EvaluatorConfig(Section):
     """Samples of the search split to score on; all when left out."""
     batch_size: int = Field(64, ge=1)
     metric: str = "accuracy"
-    """`accuracy`, `negative_mse`, against the float model `agreement` and `negative_kl`, or your own
-    `module:function(outputs, targets)` -> mean score, larger is better."""
+    """A name in `haq.evaluate.METRICS` (`accuracy`, `mean_iou`, `negative_perplexity`, `negative_mse`, `cosine`,
+    `sqnr`, against the float model `agreement` and `negative_kl`, ...), or your own `module:function(outputs, targets)`
+    -> mean score, larger is better."""
     loss: str = "cross_entropy"
     """`cross_entropy`, `mse`, `kl_divergence` from the float model, or your own `module:function(outputs, targets)` ->
     scalar tensor."""
+    class_axis: int | None = None
+    """Dimension of the outputs that holds the classes, counted from the end if negative; needed where there are three
+    or more and the labels do not say it."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto`: a CUDA GPU where torch sees one (with Ray: where workers reserve one), else the CPU; or `cpu`, `cuda`,
     `cuda:1`."""
@@ -48,6 +52,13 @@ class EvaluatorConfig(Section):
     def trains(self) -> bool:
         """Whether a policy is trained, alone or jointly, on some rung."""
         return any(rung.startswith(("qat", "shared")) for rung in self.rungs)
+
+    @field_validator("class_axis")
+    @classmethod
+    def _classes_are_no_samples(cls, axis: int | None) -> int | None:
+        if axis == 0:
+            raise ValueError("dimension 0 counts samples; name that of the classes, such as 1 or -1")
+        return axis
 
     @model_validator(mode="after")
     def _training_is_used(self) -> EvaluatorConfig:

@@ -62,7 +62,7 @@ def check_objective(config: ExperimentConfig) -> None:
     """
     if config.evaluator.ladder and (config.objective != "sensitivity" or "accuracy_drop" in config.budgets):
         raise InputError("evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop")
-    if config.data.targets == "float_model" and config.sensitivity.metric == "gradient":
+    if config.data.targets != "labels" and config.sensitivity.metric == "gradient":
         raise InputError(
             "sensitivity.metric = 'gradient': a loss against the float model itself has no gradient; take 'fisher'"
         )

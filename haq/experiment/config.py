@@ -52,8 +52,9 @@ class ModelConfig(_NameOrFactory):
 class DataConfig(_NameOrFactory):
     """The data: `name` in the zoo, or `factory`, your `module:function(**options)` that returns `haq.DataSplits`."""
 
-    targets: Literal["labels", "float_model"] = "labels"
-    """`float_model`: its class probabilities stand in for the labels; see docs/imagenet.md."""
+    targets: Literal["labels", "float_model", "float_probabilities", "float_outputs"] = "labels"
+    """`float_model`: what it gives stands in for the labels, its class probabilities or, where the loss compares values
+    (`mse`), its outputs; the last two say which, for a loss of your own. See docs/imagenet.md."""
 
 
 class DeviceConfig(Section):

@@ -104,6 +104,7 @@ class Experiment(Pieces):
             training_step=self.training_step,
             space=self.space,
             seed=self.config.seed,
+            class_axis=self.config.evaluator.class_axis,
         )
 
     def evaluator(self, split: str, *, rung: str | None = None) -> SplitEvaluator:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from haq.evaluate import LOSSES, METRICS
-from haq.evaluate.float_targets import check_labels, float_targets
+from haq.evaluate.base import with_class_axis
+from haq.evaluate.float_targets import check_labels, float_targets, targets_kind
 from haq.execute import cache_folder
 from haq.experiment.config import ExperimentConfig
 from haq.experiment.loading import load_float_model, load_function, load_splits, splits_hash, tensors_hash
@@ -51,7 +52,11 @@ class Pieces:
         if self.config.data.targets == "labels":
             check_labels(self.given_data)
             return self.given_data
-        return float_targets(self.model, self.given_data, batch_size=self.config.evaluator.batch_size)
+        config = self.config.evaluator
+        kind = targets_kind(self.config.data.targets, loss=config.loss, metric=config.metric)
+        return float_targets(
+            self.model, self.given_data, batch_size=config.batch_size, kind=kind, class_axis=config.class_axis
+        )
 
     @cached_property
     def given_data(self) -> DataSplits:
@@ -125,12 +130,16 @@ class Pieces:
     @cached_property
     def loss(self) -> Callable[[Any, Any], Tensor]:
         """The loss that sensitivities are increases of."""
-        return load_function(LOSSES, self.config.evaluator.loss, key="evaluator.loss", folder=self.folder)
+        config = self.config.evaluator
+        function = load_function(LOSSES, config.loss, key="evaluator.loss", folder=self.folder)
+        return with_class_axis(function, config.class_axis)
 
     @cached_property
     def metric(self) -> Callable[[Any, Any], float]:
         """The score, larger is better."""
-        return load_function(METRICS, self.config.evaluator.metric, key="evaluator.metric", folder=self.folder)
+        config = self.config.evaluator
+        function = load_function(METRICS, config.metric, key="evaluator.metric", folder=self.folder)
+        return with_class_axis(function, config.class_axis)
 
     @cached_property
     def training_step(self) -> Callable[..., Any] | None:

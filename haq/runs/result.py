@@ -10,11 +10,13 @@ from typing import Any
 
 from haq import __version__
 from haq.evaluate import SplitEvaluator
+from haq.evaluate.base import UNITS
 from haq.experiment.experiment import Experiment
 from haq.hardware import profile_warnings
 from haq.hardware.costs import cost_report
 from haq.problem.problem import Problem
 from haq.results.verdict import verdict
+from haq.runs.doubts import float_doubts, split_doubts
 from haq.search.answer import choose
 from haq.solve.settings import SolverSettings
 from haq.solve.solve import Solution, solve
@@ -113,7 +115,7 @@ def result_document(
         "bound": solution.bound,
         "predicted_optimum": solution.values[0] if solution.values else None,
         "metric": config.evaluator.metric,
-        "score_unit": "%" if config.evaluator.metric in ("accuracy", "agreement") else "",
+        "score_unit": UNITS.get(config.evaluator.metric, ""),
         "score_noise": answer.measurement.details.get("score_error"),
         "answer": _entry(answer, test),
         "best_measured": _best_measured(trials, problem, answer, floor),
@@ -126,6 +128,8 @@ def result_document(
         "warnings": [
             *profile_warnings(profile, experiment.network),
             *profile.warnings(problem.costs(answer.policy)),
+            *float_doubts(experiment.evaluator("search")),
+            *split_doubts(answer, baselines.values(), samples=experiment.evaluator("search").samples),
         ],
     }
     result["float"] = {"search_score": floating.score, "test_score": test.float_measurement().score}

@@ -16,6 +16,7 @@ from haq.experiment.workers import open_executor, worker_count
 from haq.hardware import profile_warnings
 from haq.problem.problem import Problem
 from haq.report import write_heat_map, write_plots, write_report
+from haq.runs.doubts import float_doubts
 from haq.runs.ladder import climb
 from haq.runs.remeasure import Confirmation, check_remeasure
 from haq.runs.result import Leader, policy_document, result_document, trial_row, versions
@@ -108,6 +109,8 @@ def run_experiment(
     with stages("calibrate", "calibrating"):
         for split in ("search", "test"):
             _check_float(experiment.evaluator(split), split)
+        for doubt in float_doubts(experiment.evaluator("search")):
+            stages.reporter.note(f"warning: {doubt}")
     parallel = _parallel(experiment, folder / JOURNAL, resume=resume)
     with Journal.open(folder / JOURNAL, _setup(experiment, parallel), resume=resume) as journal:
         return folder, _run(experiment, folder, journal, stages, on_proposal, command=command, parallel=parallel)

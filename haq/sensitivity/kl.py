@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from haq.quant.classes import known_class_axis
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
@@ -34,7 +35,9 @@ def score(
 def divergence(reference: Any, outputs: Any, targets: Any) -> float:
     """How far `outputs` are from `reference`: KL divergence of logits, else normalised squared error."""
     if are_logits(outputs, targets) or are_probabilities(outputs, targets):
-        return _kl(reference, outputs)
+        axis = known_class_axis(outputs, targets)
+        assert axis is not None
+        return _kl(reference.movedim(axis, 1), outputs.movedim(axis, 1))
     pairs = zip(tensors_in(reference), tensors_in(outputs), strict=True)
     errors = [_normalised_error(wanted, got) for wanted, got in pairs if wanted.is_floating_point()]
     return sum(errors) / max(1, len(errors))

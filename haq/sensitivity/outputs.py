@@ -9,35 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from haq.quant.classes import index_axes, known_class_axis, probability_axes
 from haq.quant.nested import tensors_in
 from haq.sensitivity.probes import hessian_times, rademacher
 
-_SUMS_TO_ONE = 1e-3
-
 
 def are_logits(outputs: Any, targets: Any) -> bool:
-    """Whether outputs are `[n, classes, ...]` and targets the matching class indices `[n, ...]`."""
-    return (
-        isinstance(outputs, Tensor)
-        and isinstance(targets, Tensor)
-        and outputs.is_floating_point()
-        and not (targets.is_floating_point() or targets.dtype == torch.bool)
-        and outputs.dim() == targets.dim() + 1
-        and (outputs.shape[:1], outputs.shape[2:]) == (targets.shape[:1], targets.shape[1:])
-    )
+    """Whether outputs are logits, `[n, classes, ...]` or `[n, ..., classes]`, and targets their class indices."""
+    return bool(index_axes(outputs, targets)) and known_class_axis(outputs, targets) is not None
 
 
 def are_probabilities(outputs: Any, targets: Any) -> bool:
-    """Whether targets are class probabilities for logits `[n, classes, ...]`, as torch's cross entropy takes them."""
-    return (
-        isinstance(outputs, Tensor)
-        and isinstance(targets, Tensor)
-        and outputs.dim() > 1
-        and outputs.shape == targets.shape
-        and targets.is_floating_point()
-        and bool((targets >= 0).all())
-        and bool(((targets.sum(1) - 1).abs() < _SUMS_TO_ONE).all())
-    )
+    """Whether targets are class probabilities for outputs that are logits."""
+    return bool(probability_axes(outputs, targets)) and known_class_axis(outputs, targets) is not None
 
 
 def curvature_probe(
@@ -53,18 +37,26 @@ def curvature_probe(
     empirical Fisher).
     """
     if are_logits(outputs, targets):
-        return _softmax_probe(outputs, targets, generator)
+        return _softmax_probe(_classes_second(outputs, targets), targets, generator)
     tensors = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
     value = loss(outputs, targets)
     curvature = _elementwise_curvature(value, tensors, generator)
     if curvature is None and are_probabilities(outputs, targets):
-        return _softmax_probe(outputs, targets.argmax(1), generator)
+        wanted = _classes_second(targets, targets).argmax(1)
+        return _softmax_probe(_classes_second(outputs, targets), wanted, generator)
     if curvature is None:
         return value * math.sqrt(samples)
     products = [
         (z * h.clamp(min=0).sqrt() * rademacher(z, generator)).sum() for z, h in zip(tensors, curvature, strict=True)
     ]
     return torch.stack(products).sum()
+
+
+def _classes_second(values: Tensor, targets: Tensor) -> Tensor:
+    """`values` as `[n, classes, ...]`, wherever the targets say that the classes are."""
+    axis = known_class_axis(values, targets)
+    assert axis is not None  # `are_logits` or `are_probabilities`
+    return values.movedim(axis, 1)
 
 
 def _softmax_probe(logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:

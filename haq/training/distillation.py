@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from haq.quant import QuantizedModel
+from haq.quant.classes import class_axis as find_class_axis
 from haq.quant.nested import joined, map_tensors, tensors_in
 from haq.values.errors import InputError
 
@@ -45,6 +46,18 @@ def kl(outputs: Any, wanted: Any, temperature: float) -> Tensor:
     ours = (outputs / temperature).log_softmax(1).transpose(1, -1).flatten(0, -2)
     theirs = (wanted / temperature).log_softmax(1).transpose(1, -1).flatten(0, -2)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def classes_second(outputs: Any, wanted: Any, targets: Any, *, class_axis: int | None) -> tuple[Any, Any]:
+    """`outputs` and `wanted` as `[n, classes, ...]`; as they are where they are no tensors of more dimensions than two.
+
+    Raises:
+        InputError: neither `class_axis` nor the targets say where the classes are.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() < 3:
+        return outputs, wanted
+    axis = find_class_axis(outputs, targets, given=class_axis, name="evaluator.qat.distillation = 'kl'")
+    return outputs.movedim(axis, 1), wanted.movedim(axis, 1)
 
 
 def mse(outputs: Any, wanted: Any, temperature: float) -> Tensor:

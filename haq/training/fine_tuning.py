@@ -17,7 +17,7 @@ from haq.edges.user_code import describe
 from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.nested import Batches, Loss, call_model, map_tensors, tensors_in
 from haq.training import TrainableModel
-from haq.training.distillation import DISTILLATIONS, teacher_outputs
+from haq.training.distillation import DISTILLATIONS, classes_second, teacher_outputs
 from haq.training.settings import QATConfig
 from haq.training.trainable_model import Slots, TrainedState
 from haq.values.errors import InputError
@@ -57,6 +57,8 @@ class FineTuner:
         training_step: in place of `loss`.
         space: where joint training draws its policies from; needed for it only.
         seed: of the order of the samples, of the draws, and of what the model draws itself (dropout).
+        class_axis: dimension of the outputs that holds the classes, for distillation by class probabilities where the
+            targets do not say it.
 
     Attributes:
         model: the trainable copy, as the last training left it.
@@ -76,12 +78,13 @@ class FineTuner:
         training_step: TrainingStep | None = None,
         space: Drawable | None = None,
         seed: int = 0,
+        class_axis: int | None = None,
     ) -> None:
         if quantized.quantization.bias_correction:
             raise InputError("quantization.bias_correction: fine-tuning learns the biases; leave it out")
         self.model = TrainableModel(model, quantized, scheme=settings.quantizer, ternary=settings.ternary)
         self._settings, self._loss, self._own_step = settings, loss, training_step
-        self._space, self._seed = space, seed
+        self._space, self._seed, self._class_axis = space, seed, class_axis
         part = split if settings.samples is None else split.head(settings.samples)
         (self._data,) = part.batches(2**62)
         self._count = len(next(tensors_in(self._data)))
@@ -189,7 +192,10 @@ class FineTuner:
             return self._loss(outputs, targets)
         wanted = map_tensors(lambda tensor: tensor[rows.to(tensor.device)], self._teacher)
         weight = self._settings.distillation_weight
-        drawn = DISTILLATIONS[self._settings.distillation](outputs, wanted, self._settings.temperature)
+        pair = outputs, wanted
+        if self._settings.distillation == "kl":
+            pair = classes_second(*pair, targets, class_axis=self._class_axis)
+        drawn = DISTILLATIONS[self._settings.distillation](*pair, self._settings.temperature)
         return drawn if weight == 1.0 else weight * drawn + (1.0 - weight) * self._loss(outputs, targets)
 
     def _batches(self) -> Iterator[Tensor]:

@@ -87,7 +87,7 @@ class Split:
 class DataSplits:
     """The three disjoint splits of one data set.
 
-    `train` calibrates and fine-tunes, `search` scores policies, `test` is read once, at the very end.
+    `train` calibrates and fine-tunes, `search` scores policies, `test` scores the answer at the very end.
     """
 
     train: Split

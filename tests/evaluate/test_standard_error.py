@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
+from haq.evaluate import PTQEvaluator, Scoring
 from haq.evaluate.base import accuracy, negative_mse
 from haq.evaluate.standard_error import jackknife
+from haq.quant import QuantizedModel
+from haq.zoo import Split
 
 
 def test_a_group_per_sample_gives_the_standard_error_of_a_mean():
@@ -48,3 +51,37 @@ def fails_on_a_part(outputs, targets):
 )
 def test_where_it_cannot_be_told_it_is_none(metric, outputs):
     assert jackknife(metric, outputs, torch.zeros(1 if len(outputs.shape) and len(outputs) == 1 else 20)) is None
+
+
+class Pixels(torch.nn.Module):
+    """Hands on its input, through a layer that there has to be."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 2, 1, bias=False)
+        self.layer.weight.data = torch.eye(2)[:, :, None, None]
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def images(generator, count=200):
+    """Logits of images that are easy (90 % of the pixels right) or hard (10 %) as a whole."""
+    right = torch.where(torch.rand(count, generator=generator) < 0.7, 0.9, 0.1)[:, None, None]
+    hits = (torch.rand(count, 16, 16, generator=generator) < right).long()
+    return torch.nn.functional.one_hot(hits, 2).movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mean_iou"])
+def test_errors_count_images_and_not_pixels(metric):
+    """What repeated drawing of the images says; counting pixels says a fourteenth of it."""
+    generator, scores, errors = torch.Generator().manual_seed(0), [], []
+    targets = torch.ones(200, 16, 16, dtype=torch.long)
+    model = QuantizedModel(Pixels().eval(), calibration=[(images(generator), None)])
+    for _ in range(60):
+        split = Split(images(generator), targets)
+        measured = PTQEvaluator(model, split, scoring=Scoring(metric=metric, loss=None)).float_measurement()
+        scores.append(measured.score)
+        errors.append(measured.details["score_error"])
+    spread = float(torch.tensor(scores).std())
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) == pytest.approx(spread, rel=0.25)
