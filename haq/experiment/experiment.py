@@ -237,7 +237,7 @@ class Experiment(Pieces):
 
         Args:
             sensitivity: loss increases of single layers.
-            interactions: and what pairs of layers lose beyond their sum.
+            interactions: what single layers and pairs of them lose, in place of `sensitivity`.
 
         Raises:
             InputError: the sensitivity table lacks a choice.
@@ -247,6 +247,11 @@ class Experiment(Pieces):
                 layer: {str(p): 0.0 if sensitivity is None else sensitivity.of(layer, p) for p in choices}
                 for layer, choices in self.space.precisions.items()
             }
+            if interactions is not None:
+                rows = {
+                    layer: dict(zip(map(str, choices), interactions.alone[layer], strict=True))
+                    for layer, choices in self.space.precisions.items()
+                }
         except (KeyError, TypeError) as error:
             raise InputError(f"the sensitivity table is damaged: {error!r}; remove it to have it made anew") from error
         document = problem_document(

@@ -25,32 +25,37 @@ from haq.values.formats import Precision
 
 Choices = Mapping[str, Sequence[Precision]]
 Floats = NDArray[np.float64]
+_ROUNDING = 1e-12
+"""Entries of the projected matrix that are less, relative to the largest, are rounding."""
 
 
 class _TableDoc(Section):
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     signature: str
+    alone: dict[str, list[float]]
     pairs: list[dict[str, Any]]
     details: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """Pairwise loss increases.
+    """A quadratic form over the choices of all layers: what single layers and what pairs lose. It is never negative.
 
     Attributes:
         signature: hash of model, data, choices, quantization and settings; reused only where it agrees.
+        alone: layer -> what each of its choices loses.
         pairs: `{"between": [a, b], "costs": [[]]}` as in a problem document; rows and columns in the order of choices.
-        details: passes made, pairs left out for want of passes.
+        details: passes made, pairs that were not measured.
     """
 
     signature: str
+    alone: Mapping[str, Sequence[float]]
     pairs: Sequence[Mapping[str, Any]]
     details: Mapping[str, Any]
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, atomically."""
-        write_checked(path, {"schema_version": 1, **self.__dict__})
+        write_checked(path, {"schema_version": 2, **self.__dict__})
 
     @classmethod
     def load(cls, path: Path, *, signature: str) -> InteractionTable:
@@ -66,7 +71,7 @@ class InteractionTable:
             raise InputError(
                 f"{path}: not a table of interactions: {one_line(error)}; remove it to have it made anew"
             ) from error
-        table = cls(found.signature, found.pairs, found.details)
+        table = cls(found.signature, found.alone, found.pairs, found.details)
         if table.signature != signature:
             raise InputError(
                 f"{path}: made for another model, data, choices or quantization (signature {table.signature}, wanted "
@@ -86,12 +91,13 @@ def interaction_table(
     file: Path | None = None,
     progress: Progress | None = None,
 ) -> InteractionTable:
-    """Interactions of as many pairs of layers as `passes` allow, from `file` where it is there and fits.
+    """The loss as a quadratic form, from as many pairs of layers as `passes` allow; from `file` where it fits.
 
     The interaction of layer i in choice m and layer j in choice n is L(i, j) + L() - L(i) - L(j), L being the mean loss
     with these layers quantized and all others in float (CLADO, equation 5). The matrix of all of them, with L(i) - L()
-    on the diagonal and interactions halved beside it, is brought to the nearest positive semidefinite one: noise
-    must not promise that two errors cancel.
+    on the diagonal, interactions halved beside it and zeros for pairs that were not measured, is replaced by the
+    nearest positive semidefinite one, whole: its diagonal is what single layers lose, and it fills in the pairs that
+    were not measured. So no policy is predicted to lose less than nothing, which noise would promise.
 
     Args:
         model: left as found.
@@ -125,12 +131,11 @@ def interaction_table(
 
     with float_model(model), torch.no_grad():
         matrices, alone = _measured(choices, chosen, measure)
+    alone, matrices = _semidefinite(choices, alone, matrices)
     table = InteractionTable(
         signature,
-        [
-            {"between": list(pair), "costs": matrix.tolist()}
-            for pair, matrix in _semidefinite(choices, alone, matrices).items()
-        ],
+        {name: row.tolist() for name, row in alone.items()},
+        [{"between": list(pair), "costs": matrix.tolist()} for pair, matrix in matrices.items()],
         {**settings, "passes": used, "pairs_left_out": len(choices) * (len(choices) - 1) // 2 - len(chosen)},
     )
     if file is not None:
@@ -193,8 +198,11 @@ def _measured(
 
 def _semidefinite(
     choices: Choices, alone: Mapping[str, Floats], matrices: Mapping[tuple[str, str], Floats]
-) -> dict[tuple[str, str], Floats]:
-    """The measured pairs' interactions after negative eigenvalues of the whole matrix were set to 0."""
+) -> tuple[dict[str, Floats], dict[tuple[str, str], Floats]]:
+    """The losses of single layers and of pairs after negative eigenvalues of the whole matrix were set to 0.
+
+    Pairs of which nothing but rounding is left are left out.
+    """
     start = dict(zip(choices, np.cumsum([0, *(len(row) for row in choices.values())]).tolist(), strict=False))
     whole = np.diag(np.concatenate(list(alone.values())))
 
@@ -206,4 +214,7 @@ def _semidefinite(
         whole[block(b, a)] = matrix.T / 2
     values, vectors = np.linalg.eigh(whole)
     projected = (vectors * np.maximum(values, 0.0)) @ vectors.T
-    return {pair: 2 * projected[block(*pair)] for pair in matrices}
+    rounding = _ROUNDING * float(np.abs(projected).max(initial=0.0))
+    pairs = {pair: 2 * projected[block(*pair)] for pair in itertools.combinations(choices, 2)}
+    single = {name: np.diagonal(projected[block(name, name)]).copy() for name in choices}
+    return single, {pair: matrix for pair, matrix in pairs.items() if np.abs(matrix).max() > rounding}

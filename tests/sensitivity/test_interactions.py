@@ -19,33 +19,76 @@ TWO = [Precision.parse(text) for text in ("w2a4", "w4a8")]
 FLOAT = Precision.parse("wfp32afp32")
 
 
-def loss_of(model, split, **precisions):
+def loss_of(model, split, loss=two_head_loss, **precisions):
     model.apply(Policy({name: precisions.get(name, FLOAT) for name in model.layers}))
     with torch.no_grad():
-        result = float(two_head_loss(model(split.inputs), split.targets))
+        result = float(loss(model(split.inputs), split.targets))
     model.apply(None)
     return result
 
 
-def test_all_pairs_are_the_semidefinite_part_of_what_pairs_lose_beyond_their_sum(two_heads, vectors):
-    layers = list(two_heads.layers)
-    table = interaction_table(two_heads, dict.fromkeys(layers, TWO), vectors, loss=two_head_loss, passes=100)
-    zero = loss_of(two_heads, vectors)
-    whole = np.zeros((6, 6))
-    entries = list(itertools.product(layers, TWO))
+def measured_form(model, split, loss, pairs):
+    """The matrix of equation 5 over the entries `(layer, choice)`, before any projection, and these entries."""
+    zero = loss_of(model, split, loss)
+    entries = list(itertools.product(model.layers, TWO))
+    whole = np.zeros((len(entries), len(entries)))
     for (i, (a, p)), (j, (b, q)) in itertools.product(enumerate(entries), repeat=2):
-        alone = [loss_of(two_heads, vectors, **{name: choice}) - zero for name, choice in ((a, p), (b, q))]
+        alone = [loss_of(model, split, loss, **{name: choice}) - zero for name, choice in ((a, p), (b, q))]
         if i == j:
             whole[i, j] = alone[0]
-        elif a != b:
-            whole[i, j] = (loss_of(two_heads, vectors, **{a: p, b: q}) - zero - sum(alone)) / 2
-    values, vectors_ = np.linalg.eigh(whole)
-    expected = vectors_ @ np.diag(values.clip(0)) @ vectors_.T
-    for pair in table.pairs:
-        i, j = (2 * layers.index(name) for name in pair["between"])
-        assert np.array(pair["costs"]) == pytest.approx(2 * expected[i : i + 2, j : j + 2], abs=1e-5)
-    assert len(table.pairs) == 3
-    assert table.details["pairs_left_out"] == 0
+        elif (a, b) in pairs or (b, a) in pairs:
+            whole[i, j] = (loss_of(model, split, loss, **{a: p, b: q}) - zero - sum(alone)) / 2
+    return whole, entries
+
+
+def semidefinite(whole):
+    values, vectors = np.linalg.eigh(whole)
+    return vectors @ np.diag(values.clip(0)) @ vectors.T
+
+
+def policies(layers):
+    """Every policy as the 0/1 vector over the entries, and as one choice per layer."""
+    for choice in itertools.product(range(len(TWO)), repeat=len(layers)):
+        yield np.array([float(c == k) for c in choice for k in range(len(TWO))]), choice
+
+
+def predicted(table, layers, choice):
+    """The loss of a policy as a problem adds it up."""
+    chosen = dict(zip(layers, choice, strict=True))
+    loss = sum(table.alone[name][c] for name, c in chosen.items())
+    return loss + sum(pair["costs"][chosen[pair["between"][0]]][chosen[pair["between"][1]]] for pair in table.pairs)
+
+
+def noise(outputs, targets):
+    """A loss that says nothing: digits far behind the point."""
+    return (1e5 * sum(head.double().sum() for head in outputs.values())).frac().abs()
+
+
+@pytest.mark.parametrize("passes", [100, 12], ids=["all pairs measured", "one pair measured"])
+@pytest.mark.parametrize("loss", [two_head_loss, noise])
+def test_the_predicted_loss_is_the_whole_projected_form(two_heads, vectors, loss, passes):
+    layers = list(two_heads.layers)
+    choices = dict.fromkeys(layers, TWO)
+    table = interaction_table(two_heads, choices, vectors, loss=loss, passes=passes)
+    pairs, _ = affordable_pairs(choices, passes)
+    whole, _ = measured_form(two_heads, vectors, loss, pairs)
+    projected = semidefinite(whole)
+    for row, choice in policies(layers):
+        assert predicted(table, layers, choice) == pytest.approx(row @ projected @ row, abs=1e-5)
+        assert predicted(table, layers, choice) >= -1e-9
+    assert table.details["pairs_left_out"] == 3 - len(pairs)
+
+
+def test_without_the_projection_noise_would_promise_negative_losses_and_with_it_other_policies_are_best(
+    two_heads, vectors
+):
+    layers = list(two_heads.layers)
+    choices = dict.fromkeys(layers, TWO)
+    table = interaction_table(two_heads, choices, vectors, loss=noise, passes=100)
+    whole, _ = measured_form(two_heads, vectors, noise, affordable_pairs(choices, 100)[0])
+    raw = {choice: row @ whole @ row for row, choice in policies(layers)}
+    assert min(raw.values()) < -0.01
+    assert all(predicted(table, layers, choice) > value + 1e-3 for choice, value in raw.items() if value < 0)
 
 
 def test_passes_are_counted_and_not_exceeded(two_heads, vectors):
@@ -98,8 +141,10 @@ def test_an_experiment_with_interactions_solves_with_them(tmp_path):
     with_them, without = experiment.problem(sensitivity, interactions), experiment.problem(sensitivity)
     policy = without.policy(np.zeros(7, dtype=int))
     extra = sum(pair["costs"][0][0] for pair in interactions.pairs)
-    gained = with_them.objective_value(policy) - without.objective_value(policy)
-    assert gained == pytest.approx(extra)
-    assert len(interactions.pairs) == 3
+    assert with_them.objective_value(policy) == pytest.approx(
+        extra + sum(row[0] for row in interactions.alone.values())
+    )
+    assert interactions.details["pairs_left_out"] == 7 * 6 // 2 - 3
+    assert all(value >= 0 for row in interactions.alone.values() for value in row)
     with pytest.raises(InputError, match=r"sensitivity.interactions = 5: a first pair"):
         Experiment.load(path, overrides=["sensitivity.interactions=5"]).check()
