@@ -47,10 +47,11 @@ from haq.values.errors import InfeasibleError, InputError, shortened
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
 
-EXIT_OTHER, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_OTHER, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_CHECK, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 app = typer.Typer(
     help="Hardware-aware mixed-precision search: the best bit-width per layer for a model, a device and a budget.",
-    epilog="Exit codes: 0 done, 2 bad input, 3 no policy meets the budgets, 130 interrupted, 1 anything else.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 no policy meets the budgets, 4 an export failed its check, "
+    "130 interrupted, 1 anything else.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -219,9 +220,16 @@ def export(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare the file's outputs with the torch model's.")] = False,
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples --check compares.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Share that --check lets outputs differ by: 0.02, with --integer-outputs 0.1."),
+    ] = None,
+    target_cpu: Annotated[
+        str, typer.Option(help="onnx: any, or vnni: faster there, and wrong on x86 processors without VNNI.")
+    ] = "any",
     as_json: AsJson = False,
 ) -> None:
-    """Write a policy's quantized model as a file that runs without haq."""
+    """Write a policy's quantized model as a file that runs without haq. A failed --check exits with 4."""
     with running() as bars:
         from haq.commands.export import export_policy, policy_file
         from haq.export import ExportOptions
@@ -231,12 +239,22 @@ def export(
         pieces = experiment_of(experiment, overrides) if experiment else _stored(policy_file(source))
         trains = pieces.config.evaluator.rungs[-1] not in ("ptq", "bn")
         bars.stage(f"{'fine-tuning and ' if trains else ''}exporting to {format}")
-        options = ExportOptions(pack, integer_outputs)
-        document = export_policy(pieces, source, out, format=format, options=options, check=check, samples=samples)
+        document = export_policy(
+            pieces,
+            source,
+            out,
+            format=format,
+            options=ExportOptions(pack, integer_outputs, target_cpu),
+            check=check,
+            samples=samples,
+            tolerance=tolerance,
+        )
     if as_json:
         print_json(document)
-        return
-    show_export(document)
+    else:
+        show_export(document)
+    if check and not document["check"]["passed"]:
+        raise typer.Exit(EXIT_CHECK)
 
 
 def _stored(path: Path) -> Experiment:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from haq.deployed.check import compare
+from haq.deployed.check import LOOSE_TOLERANCE, TOLERANCE, Comparison, compare
 from haq.edges.documents import read_json
-from haq.export import ExportOptions, export, exporter
+from haq.export import ExportOptions, Runner, export, exporter
 from haq.quant import QuantizedModel
 from haq.quant.nested import map_tensors
 from haq.training import TrainableModel
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _PLAIN = ExportOptions()
 _RANGE_SAMPLES = 128
+_OF_CLASSES = ("cross_entropy", "kl_divergence", "accuracy", "agreement", "negative_kl", "token_accuracy", "mean_iou")
+"""Losses and metrics of outputs that are scores of classes."""
 
 
 def policy_file(source: Path) -> Path:
@@ -40,6 +43,7 @@ def export_policy(
     options: ExportOptions = _PLAIN,
     check: bool = False,
     samples: int | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """Write a policy of `experiment` to `out` as its evaluator scores it, on the last rung where there are several.
 
@@ -54,17 +58,20 @@ def export_policy(
         options: what the format is asked for beside.
         check: compare the file's outputs with those of the model that was scored, over the search split.
         samples: how many of the split, from its start; all by default.
+        tolerance: of the check, see `Comparison.failures`; default: 0.02, with `integer_outputs` 0.1.
 
     Returns:
         `file`, `format`, `bytes`; `measurement` on the search split and the `search_score` that the search found there,
-        if the policy's file says so; with `check` also `check` (see `Comparison`) and,
-        for onnx, `kernels`: layer -> its precision, and the operator that ONNX Runtime runs for it.
+        if the policy's file says so; with `check` also `check` (see `Comparison`, with `tolerance`, `passed`,
+        `failures` and their `cause`) and, for onnx, `kernels`: layer -> its precision, the operator that ONNX Runtime
+        runs for it, and whether that `runs_as` integers or float32.
 
     Raises:
         InputError: the policy, the format or the file cannot be used.
     """
-    if samples is not None and not check:
-        raise InputError("--samples: is how many samples --check compares; add --check")
+    for name, value in (("samples", samples), ("tolerance", tolerance)):
+        if value is not None and not check:
+            raise InputError(f"--{name}: is for --check; add --check, or leave it out")
     chosen = exporter(format, options)
     if check and chosen.load is None:
         raise InputError(f"--check: {format} is a file for another tool, which has to run it; leave the option out")
@@ -93,11 +100,59 @@ def export_policy(
         return document
     split = experiment.data.search if samples is None else experiment.data.search.head(samples)
     batches = split.batches(experiment.config.evaluator.batch_size)
-    comparison = compare(_on_cpu(model), chosen.load(out, experiment.model), batches, metric=experiment.metric)
-    document["check"] = comparison.to_doc()
+    if tolerance is None:
+        tolerance = LOOSE_TOLERANCE if options.integer_outputs else TOLERANCE
+    compared = _Compared(_on_cpu(model), list(batches), experiment)
+    comparison = compared.with_(chosen.load(out, experiment.model))
+    failures = comparison.failures(tolerance)
+    document["check"] = comparison.to_doc() | {"tolerance": tolerance, "passed": not failures, "failures": failures}
     if format == "onnx":
         document["kernels"] = _kernels(out, policy)
+        if failures:
+            document["check"]["cause"] = _cause(out, compared, tolerance)
     return document
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What files are compared with."""
+
+    reference: Callable[[Any], Any]
+    batches: list[tuple[Any, Any]]
+    experiment: Experiment
+
+    def with_(self, runner: Runner) -> Comparison:
+        config = self.experiment.config.evaluator
+        classes = config.loss in _OF_CLASSES or config.metric in _OF_CLASSES or ":" in config.loss
+        return compare(
+            self.reference,
+            runner,
+            self.batches,
+            metric=self.experiment.metric,
+            kind="classes" if classes else "values",
+            class_axis=config.class_axis,
+        )
+
+
+def _cause(out: Path, compared: _Compared, tolerance: float) -> str:
+    """Why a file computes something else here: the runtime's optimized kernels, or what the file says."""
+    from haq.export.onnx.probe import has_signed_weights, saturates
+    from haq.export.onnx.run import OnnxRunner
+
+    content = out.read_bytes()
+    plain = compared.with_(OnnxRunner(content, optimize=False))
+    if plain.failures(tolerance):
+        return (
+            "the file itself: without any optimization ONNX Runtime computes the same as with it, "
+            f"{100 * plain.relative_error:.3g} % off"
+        )
+    exact = f"without optimization the file is {100 * plain.relative_error:.2g} % off"
+    if saturates() and has_signed_weights(content):
+        return (
+            f"saturation: {exact}; this processor has no VNNI, and its kernels add products of unsigned inputs and "
+            "signed weights in 16 bits; export with --target-cpu any"
+        )
+    return f"ONNX Runtime's optimized kernels: {exact}; report it to the runtime, or run without optimization"
 
 
 def _rehearse(write: Callable[[Path], None], out: Path) -> None:
@@ -123,7 +178,14 @@ def _on_cpu(model: QuantizedModel | TrainableModel) -> Callable[[Any], Any]:
 
 
 def _kernels(file: Path, policy: Policy) -> dict[str, Any]:
-    from haq.export.onnx.run import kernels
+    from haq.export.onnx.run import INTEGER_KERNELS, RUNS_AS, kernels
 
     ran = kernels(file.read_bytes(), policy)
-    return {name: {"precision": str(precision), "operator": ran.get(name, "?")} for name, precision in policy.items()}
+    return {
+        name: {
+            "precision": str(precision),
+            "operator": ran.get(name, "?"),
+            "runs_as": RUNS_AS[ran.get(name) in INTEGER_KERNELS],
+        }
+        for name, precision in policy.items()
+    }

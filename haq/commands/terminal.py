@@ -176,9 +176,9 @@ def sensitivity_table(rows: list[dict[str, Any]], *, title: str) -> Table:
 def show_export(document: dict[str, Any]) -> None:
     """What each layer runs as, and what the check found."""
     if "kernels" in document:
-        table = new_table("layer", "precision", "onnxruntime runs", title="what executes each layer")
+        table = new_table("layer", "precision", "runs as", "operator", title="what ONNX Runtime executes")
         for layer, row in document["kernels"].items():
-            table.add_row(layer, row["precision"], row["operator"])
+            table.add_row(layer, row["precision"], row["runs_as"], row["operator"])
         print_out(table)
     measured = document["measurement"]
     if measured["fidelity"] not in ("ptq", "bn"):
@@ -190,12 +190,18 @@ def show_export(document: dict[str, Any]) -> None:
         )
     if "check" in document:
         found = document["check"]
-        agreement = "" if found["agreement"] is None else f"same class for {found['agreement']:.2f} %, "
-        print_out(
-            f"check over {found['samples']} samples: {agreement}score {found['exported_score']:.4g} against "
-            f"{found['score']:.4g} in torch, largest difference {found['largest_difference']:.2g} of "
-            f"{found['largest_output']:.3g}"
+        alike = (
+            f"cosine {found['cosine']:.6g}" if found["agreement"] is None else f"same class {found['agreement']:.2f} %"
         )
+        print_out(
+            f"check over {found['samples']} samples: {alike}, outputs differ by {100 * found['relative_error']:.2g} % "
+            f"of their norm (at most {found['largest_difference']:.2g} of {found['largest_output']:.3g}), score "
+            f"{found['exported_score']:.4g} against {found['score']:.4g} in torch"
+        )
+        if not found["passed"]:
+            print_out(f"check FAILED, tolerance {100 * found['tolerance']:g} %: {'; '.join(found['failures'])}")
+            if "cause" in found:
+                print_out(f"cause: {found['cause']}")
     print_out(f"{document['format']} file: {document['file']} ({document['bytes']:,} bytes)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
-from haq.hardware.host import cpu_model, profile_warnings
+from haq.hardware.host import cpu_capability, cpu_model, profile_warnings
 from haq.hardware.kinds import COST_MODELS
 from haq.hardware.kinds.table import network_digest, shape_key
 from haq.hardware.load import list_profiles, load_profile, parse_profile, profile_names
@@ -37,6 +37,7 @@ __all__ = [
     "CostModel",
     "HardwareProfile",
     "build_cost_model",
+    "cpu_capability",
     "cpu_model",
     "list_profiles",
     "load_profile",

@@ -12,6 +12,9 @@ from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import Measured
 from haq.values.network import Network
 
+_CAPABILITIES = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+"""Flags of a processor that decide which integer kernels run."""
+
 
 def cpu_model() -> str:
     """The processor's name, as the system gives it."""
@@ -21,6 +24,17 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model"))]
     return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+
+
+def cpu_capability() -> str:
+    """What integer kernels can use here, e.g. `x86_64 avx2` or `x86_64 avx2 avx_vnni`; of others the machine alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    lines = [line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    flags = set(lines[0].split()) if lines else set()
+    return " ".join([platform.machine(), *(flag for flag in _CAPABILITIES if flag in flags)])
 
 
 def cores() -> int:
@@ -36,6 +50,11 @@ def profile_warnings(profile: HardwareProfile, network: Network) -> tuple[str, .
     if measured is None:
         return ()
     warnings = _host_warnings(measured, name=profile.name)
+    if measured.package == "onnxruntime" and not measured.exact:
+        warnings += (
+            f"profile {profile.name} was measured with kernels that may saturate: what is exported now is exact, and "
+            "slower on x86 processors without VNNI; measure again with haq profile",
+        )
     if network_digest(network) != measured.network:
         warnings += (f"profile {profile.name} was measured for another model: its layers' times do not hold here",)
     return warnings
@@ -47,6 +66,8 @@ def _host_warnings(measured: Measured, *, name: str) -> tuple[str, ...]:
         return ()
     if cpu_model() != measured.cpu:
         differences.append(f"this processor is {cpu_model()}, not {measured.cpu}")
+    if measured.capability and cpu_capability() != measured.capability:
+        differences.append(f"this processor has {cpu_capability()}, not {measured.capability}")
     if measured.package:
         try:
             here = version(measured.package)

@@ -149,6 +149,10 @@ class Measured(Section):
     """The GPU that executes, if one does."""
     command: str = ""
     """The user's script that executes, if one does."""
+    capability: str = ""
+    """What the processor's integer kernels can use: `haq.hardware.host.cpu_capability`."""
+    exact: bool = False
+    """Whether what was timed computes what is searched on every processor: no kernel saturates."""
     low: PrecisionName = "w8a8"
     """The precision that was measured against float32."""
     network: Text

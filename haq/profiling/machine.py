@@ -12,7 +12,7 @@ import numpy as np
 
 from haq import __version__
 from haq.edges.progress import Reporter
-from haq.hardware import build_cost_model, cpu_model, network_digest
+from haq.hardware import build_cost_model, cpu_capability, cpu_model, network_digest
 from haq.hardware.costs import cost_report
 from haq.hardware.host import cores
 from haq.hardware.profile import HardwareProfile
@@ -160,6 +160,8 @@ def profile_machine(
         threads=settings.runtime.threads,
         accelerator=getattr(runtime, "accelerator", ""),
         command=settings.runtime.command,
+        capability="" if settings.runtime.command else cpu_capability(),
+        exact=runtime.package[0] == "onnxruntime",
         low=str(runtime.low),
         network=network_digest(network),
         noise_floor_percent=round(noise_floor(rounds), 3),

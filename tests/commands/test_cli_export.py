@@ -70,7 +70,11 @@ def test_an_onnx_file_runs_in_onnxruntime_and_agrees(run_haq, tmp_path, policy):
     assert document["bytes"] == out.stat().st_size
     assert document["check"]["agreement"] >= 99.5
     assert set(document["kernels"]) == set(LAYERS)
-    assert document["kernels"]["fc1"] == {"precision": "w4a8", "operator": "MatMulIntegerToFloat"}
+    assert document["kernels"]["fc1"] == {
+        "precision": "w4a8",
+        "operator": "MatMulIntegerToFloat",
+        "runs_as": "integers",
+    }
 
 
 def test_a_run_folder_holds_its_experiment(run_haq, tmp_path, run_folder, policy):
@@ -80,7 +84,7 @@ def test_a_run_folder_holds_its_experiment(run_haq, tmp_path, run_folder, policy
     with torch.no_grad():
         got = haq.load_quantized(experiment.model, out)(experiment.data.test.inputs).argmax(1)
     assert code == 0
-    assert "check over 20 samples: same class for 100.00 %" in printed
+    assert "check over 20 samples: same class 100.00 %" in printed
     assert torch.equal(got, classes_of_the_quantized_model(policy))
 
 
@@ -96,7 +100,7 @@ def test_a_run_folder_holds_its_experiment(run_haq, tmp_path, run_folder, policy
             "--pack: the torch format has no such option; leave it out, or use --format onnx",
         ),
         (["--format", "modelopt", "--check"], "--check: modelopt is a file for another tool, which has to run it"),
-        (["--format", "torch", "--samples", "5"], "--samples: is how many samples --check compares; add --check"),
+        (["--format", "torch", "--samples", "5"], "--samples: is for --check; add --check"),
         (["--format", "torch", "--set", "seed=1"], "--set: overrides keys of an experiment file; add --experiment"),
         (["--format", "torch", "--experiment", "no.toml"], "no.toml: no such file"),
         (["--format", "torch", "--sample"], "No such option"),
@@ -198,3 +202,34 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_fine_tuning(run_ha
     )  # fmt: skip
     assert code == 2
     assert line.endswith("cannot be written: Not a directory; choose another") or "File exists" in line
+
+
+def test_a_failed_check_has_its_own_exit_code_and_says_why(run_haq, tmp_path, policy):
+    arguments = [
+        "export",
+        policy,
+        "--experiment",
+        QUICKSTART,
+        "--format",
+        "onnx",
+        "--out",
+        tmp_path / "m.onnx",
+        "--check",
+    ]
+    code, printed, _ = run_haq(*arguments, "--tolerance", "0", "--json")
+    found = json.loads(printed)["check"]
+    assert code == 4
+    assert not found["passed"]
+    assert found["failures"][0].startswith("outputs differ by ")
+    assert found["cause"].startswith("the file itself: ")
+    code, printed, _ = run_haq(*arguments, "--tolerance", "0.05")
+    assert code == 0
+    assert "integers" in printed
+    assert "float32" in printed
+
+
+def test_a_target_processor_that_is_none_is_refused(run_haq, tmp_path, policy):
+    arguments = ["export", policy, "--experiment", QUICKSTART, "--format", "onnx", "--out", tmp_path / "m.onnx"]
+    code, _, line = run_haq(*arguments, "--target-cpu", "avx")
+    assert code == 2
+    assert "--target-cpu 'avx': unknown; known: any, vnni" in line

@@ -125,3 +125,27 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
                 norm.running_mean.normal_(std=0.3)
                 norm.running_var.uniform_(0.5, 2.0)
     return model, torch.randn(64, *model.input_shape)
+
+
+class Saturating(nn.Module):
+    """Neighbouring products of 255 and 127: sums of two leave 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 3)
+        self.fc = nn.Linear(4 * 4 * 4, 3)
+        for layer in (self.conv, self.fc):
+            nn.init.ones_(layer.weight)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+def saturating(sign: float = 1.0) -> tuple[nn.Module, Tensor]:
+    """The model, its weights of that sign, and inputs near the end of their range."""
+    torch.manual_seed(0)
+    model, x = Saturating().eval(), torch.rand(16, 8, 6, 6) * 0.01 + 0.99
+    for layer in (model.conv, model.fc):
+        layer.weight.data.mul_(sign)
+    model.conv.bias.data.fill_(100.0)
+    return model, x

@@ -6,7 +6,7 @@ import torch
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from export_models import MODELS, make, random_policy  # noqa: E402
+from export_models import MODELS, make, random_policy, saturating  # noqa: E402
 from onnx import TensorProto, numpy_helper  # noqa: E402
 
 from haq import InputError, Policy, Precision, QuantizedModel  # noqa: E402
@@ -140,30 +140,12 @@ def test_weights_are_integer_initializers(
         assert torch.equal(dequantized, wanted)
 
 
-class Saturating(torch.nn.Module):
-    """Neighbouring products of 255 and 127: sums of two leave 16 bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(8, 4, 3)
-        self.fc = torch.nn.Linear(4 * 4 * 4, 3)
-        for layer in (self.conv, self.fc):
-            torch.nn.init.ones_(layer.weight)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.conv(x)).flatten(1))
-
-
 @pytest.mark.parametrize("precision", ["w8a8", "w8a7", "w7a8", "w4a8"])
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["positive", "negative"])
 @pytest.mark.parametrize("integer_outputs", [False, True])
 def test_no_kernel_saturates(precision, sign, integer_outputs):
     """On processors without VNNI this fails wherever a kernel adds two such products in 16 bits."""
-    torch.manual_seed(0)
-    model, x = Saturating().eval(), torch.rand(16, 8, 6, 6) * 0.01 + 0.99
-    for layer in (model.conv, model.fc):
-        layer.weight.data.mul_(sign)
-    model.conv.bias.data.fill_(100.0)
+    model, x = saturating(sign)
     quantized = QuantizedModel(model, calibration=[(x, None)])
     quantized.apply(uniform(quantized, precision))
     blob = onnx_model(model, capture(quantized), x, integer_outputs=integer_outputs).SerializeToString()

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from networks import conv, linear
+from networks import conv, linear, residual
 from profiles import profile
 
-from haq.hardware import build_cost_model, list_profiles, load_profile, profile_names, require_metrics
+from haq.hardware import (
+    build_cost_model,
+    cpu_capability,
+    cpu_model,
+    list_profiles,
+    load_profile,
+    network_digest,
+    profile_names,
+    profile_warnings,
+    require_metrics,
+)
 from haq.hardware.sections import operation
 from haq.values.errors import InputError
 from haq.values.formats import Precision
@@ -187,3 +198,29 @@ def test_the_example_of_the_readme_loads(tmp_path: Path) -> None:
     )
     model = build_cost_model(load_profile(write(tmp_path, blocks[0])))
     assert model.layer_cost(linear("f", 16, 8), Precision.parse("w4a8")).latency_ms == 0.5
+
+
+MEASURED = {
+    "cpu": cpu_model(),
+    "package": "onnxruntime",
+    "package_version": version("onnxruntime"),
+    "threads": 1,
+    "network": network_digest(residual()),
+    "noise_floor_percent": 0.0,
+    "error_percent": 0.0,
+    "guard_percent": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exact": True, "capability": cpu_capability()}, ""),
+        ({"capability": cpu_capability()}, "was measured with kernels that may saturate"),
+        ({"exact": True, "capability": "x86_64 avx2 avx9_vnni"}, f"this processor has {cpu_capability()}, not x86_64"),
+    ],
+    ids=["of this machine", "before exports were exact", "of another processor"],
+)
+def test_a_measured_profile_says_where_it_does_not_hold(fields, message: str) -> None:
+    warnings = profile_warnings(profile(measured=MEASURED | fields), residual())
+    assert [message in warning for warning in warnings] == [True] * bool(message)

@@ -25,7 +25,13 @@ from haq.export.onnx.weights import fold_batch_norms, lower_weights, name_float_
 
 
 def onnx_model(
-    model: nn.Module, state: ModelState, inputs: Any, *, pack: bool = False, integer_outputs: bool = False
+    model: nn.Module,
+    state: ModelState,
+    inputs: Any,
+    *,
+    pack: bool = False,
+    integer_outputs: bool = False,
+    target_cpu: str = "any",
 ) -> onnx.ModelProto:
     """`model` as quantized by `state`, as ONNX.
 
@@ -38,6 +44,7 @@ def onnx_model(
         integer_outputs: 8-bit convolutions write 8-bit tensors throughout, also where the quantized model keeps a
             float value (before a sum, and for a float layer): integer kernels run everywhere, and results differ a
             little. Ranges are those over `inputs`.
+        target_cpu: `any`, or `vnni`: signed weights also where products could saturate without VNNI.
 
     Raises:
         InputError: torch cannot export the model, or weights have codes of more than 16 bits.
@@ -48,7 +55,7 @@ def onnx_model(
     fold_pads(graph, state)
     gains = fold_batch_norms(graph, state)
     split_gemms(graph)
-    lower_weights(graph, state, gains, pack=pack)
+    lower_weights(graph, state, gains, pack=pack, exact=target_cpu == "any")
     lower_inputs(graph, state)
     if integer_outputs:
         quantize_outputs(graph, inputs)
@@ -62,11 +69,19 @@ def onnx_model(
 
 
 def save_onnx(
-    model: nn.Module, state: ModelState, inputs: Any, path: Path, *, pack: bool = False, integer_outputs: bool = False
+    model: nn.Module,
+    state: ModelState,
+    inputs: Any,
+    path: Path,
+    *,
+    pack: bool = False,
+    integer_outputs: bool = False,
+    target_cpu: str = "any",
 ) -> None:
     """Write `onnx_model` to a file.
 
     Raises:
         InputError: torch cannot export the model, or the file cannot be written.
     """
-    write_bytes(path, onnx_model(model, state, inputs, pack=pack, integer_outputs=integer_outputs).SerializeToString())
+    made = onnx_model(model, state, inputs, pack=pack, integer_outputs=integer_outputs, target_cpu=target_cpu)
+    write_bytes(path, made.SerializeToString())

@@ -18,6 +18,8 @@ from haq.quant.nested import tensors_in
 DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 """It quantizes, unasked, float layers that stand between quantized tensors."""
 INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
+RUNS_AS = {True: "integers", False: "float32"}
+"""Whether a layer's operator is in `INTEGER_KERNELS` -> what to call it."""
 _SUFFIX = re.compile(r"(\.output\.\d+)?(#\d+)?(_token_\d+|_nchwc|_nhwc)?$")
 
 

@@ -155,8 +155,18 @@ def split_gemms(graph: Graph) -> None:
         graph.replace(gemm, nodes)
 
 
-def lower_weights(graph: Graph, state: ModelState, gains: dict[str, np.ndarray], *, pack: bool) -> None:
-    """Put initializers and DequantizeLinear (or Cast) nodes in place of the markers of weights."""
+def lower_weights(
+    graph: Graph, state: ModelState, gains: dict[str, np.ndarray], *, pack: bool, exact: bool = True
+) -> None:
+    """Put initializers and DequantizeLinear (or Cast) nodes in place of the markers of weights.
+
+    Args:
+        graph: changed in place.
+        state: the quantization.
+        gains: of `fold_batch_norms`.
+        pack: 4-bit tensors for weights of 4 bits and fewer.
+        exact: unsigned weights where products of signed ones could saturate.
+    """
     for marker in [node for node in graph.nodes if node.op_type == "Weight"]:
         name = attribute(marker, "layer")
         layer = state.layers[name]
@@ -172,7 +182,7 @@ def lower_weights(graph: Graph, state: ModelState, gains: dict[str, np.ndarray],
         else:
             rows = _Rows.of(layer.weight, gains.get(marker.output[0]))
             data_type, offset = container(layer, pack=pack), 0
-            if data_type == TensorProto.INT8 and may_saturate(layer):
+            if exact and data_type == TensorProto.INT8 and may_saturate(layer):
                 data_type, offset = TensorProto.UINT8, MIDDLE
             rows = _Rows(rows.codes + offset, rows.scale, rows.zero_point + offset)
             codes = layer.weight.codes.numpy() + offset
