@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import mannwhitneyu
 
 from haq.bench import load_ground_truth
-from haq.bench.regret import Contender, cases, run, search
+from haq.bench.regret import Contender, Curves, cases, run, search
 from haq.bench.statistics import smaller
-from haq.bench.summary import overall
+from haq.bench.summary import overall, summary
 from haq.commands.bench import bench_regret, contender
 from haq.experiment.experiment import Experiment
 from haq.values.errors import InputError
@@ -27,18 +28,42 @@ def truth():
     return load_ground_truth(FOLDER / "digits_cnn_ptq.json")
 
 
+TOLERANCES = {"digits_cnn_ptq": (1e-3, 1e-3), "digits_cnn_bn": (0.01, 0.15)}
+"""Of the loss, relative: the median over policies, and the worst one.
+
+Batch norm that is re-estimated sums in the order of the processor's kernels, and the last digit of a sum decides how a
+value between two levels rounds; at 2 bits that is much.
+"""
+
+
+def _against(truth, experiment, policy, split):
+    """Images by which the score differs from the table's, and by what part the loss."""
+    got, expected = truth.measure(policy, split), experiment.evaluator(split)(policy)
+    images = abs(got.score - expected.score) / 100 * truth.about["samples"][split]
+    return images, abs(got.details["loss"] / expected.details["loss"] - 1)
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_holds_what_the_evaluator_measures(path):
     truth = load_ground_truth(path)
     experiment = Experiment.load(path.with_suffix(".toml"))
     rng = np.random.default_rng(0)
-    for _ in range(2):
-        policy = truth.problem.policy(rng.integers(truth.problem.tables.sizes))
-        for split in ("search", "test"):
-            got, expected = truth.measure(policy, split), experiment.evaluator(split)(policy)
-            # The last digit of a sum decides how values between two levels round, and so a few images.
-            assert got.score == pytest.approx(expected.score, abs=0.9)
-            assert got.details["loss"] == pytest.approx(expected.details["loss"], rel=0.05)
+    policies = [truth.problem.policy(rng.integers(truth.problem.tables.sizes)) for _ in range(5)]
+    found = [_against(truth, experiment, policy, split) for policy in policies for split in ("search", "test")]
+    median, worst = TOLERANCES[path.stem]
+    assert max(images for images, _ in found) < 1.5
+    assert np.median([loss for _, loss in found]) < median
+    assert max(loss for _, loss in found) < worst
+
+
+def test_a_table_of_another_evaluator_is_out_of_the_tolerance():
+    path = FOLDER / "digits_cnn_bn.json"
+    truth = load_ground_truth(path)
+    experiment = Experiment.load(path.with_suffix(".toml"), overrides=["evaluator.kind=ptq"])
+    rng = np.random.default_rng(0)
+    policies = [truth.problem.policy(rng.integers(truth.problem.tables.sizes)) for _ in range(5)]
+    losses = [_against(truth, experiment, policy, "search")[1] for policy in policies]
+    assert np.median(losses) > 5 * TOLERANCES[path.stem][0]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -88,6 +113,31 @@ def test_p_values_separate_what_differs_and_only_that(truth):
     (row,) = [row for row in rows if row.get("p_against_random") is not None and row["split"] == "search"]
     assert row["strategy"] == "ilp"
     assert row["p_against_random"] < 0.01
+
+
+@pytest.mark.parametrize("levels", [1000, 4], ids=["distinct", "tied"])
+def test_p_values_are_those_of_scipy(levels):
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        first, second = rng.integers(levels, size=7) / levels, (rng.integers(levels, size=11) + levels // 4) / levels
+        expected = mannwhitneyu(first, second, alternative="less", method="asymptotic").pvalue
+        assert smaller(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_budget_of_a_share_is_the_least_that_keeps_so_many(truth):
+    costs = np.sort(truth.problem.tables.total("size_bytes", truth.assignments))
+    index = int(np.flatnonzero(np.diff(costs))[20])
+    (case,) = cases(truth, [(index + 0.5) / (len(costs) - 1)], metric="size_bytes")
+    assert case.bound == costs[index + 1] > costs[index]
+
+
+def test_rows_say_median_and_quartiles_over_seeds(truth):
+    (case,) = cases(truth, [0.2], metric="size_bytes")
+    regret = np.array([[9.0, 1.0], [9.0, 5.0], [9.0, 2.0], [9.0, 8.0], [9.0, 3.0]])
+    curve = Curves(Contender("ilp", "ilp", {}), case, {"search": regret, "test": regret + 1})
+    for rows in (summary([curve], evaluations=2), overall([curve], evaluations=2)):
+        (row,) = [row for row in rows if row["split"] == "search" and row["evaluations"] == 2]
+        assert [row[key] for key in ("quartile_1", "median", "quartile_3", "worst")] == [2.0, 3.0, 5.0, 8.0]
 
 
 def test_the_command_writes_table_curves_and_plot(tmp_path):

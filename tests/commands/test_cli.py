@@ -84,6 +84,21 @@ def test_the_answer_is_the_best_on_the_search_split_and_within_budget(finished):
     assert result["answer"]["score"] == max(within)
 
 
+def test_prices_and_drops_are_what_their_numbers_come_to(finished):
+    _, result = finished
+    answer, floating = result["answer"], result["float"]
+    assert result["accuracy_drop"]["search"] == pytest.approx(floating["search_score"] - answer["score"])
+    assert result["accuracy_drop"]["test"] == pytest.approx(floating["test_score"] - answer["test_score"])
+    prices = []
+    for entry in result["marginal"].values():
+        points = {point["budget"]: point["objective"] for point in entry["points"]}
+        lower, upper = entry["budget"], max(points)
+        assert entry["price"] == pytest.approx((points[lower] - points[upper]) / (upper - lower))
+        assert upper == pytest.approx(1.25 * lower)
+        prices.append(entry["price"])
+    assert min(prices) >= 0 < max(prices)  # more of a budget never hurts
+
+
 def test_cost_and_evaluate_agree_with_the_run(haq, finished):
     folder, result = finished
     policy = folder / "policy.json"

@@ -151,6 +151,23 @@ def test_a_missed_accuracy_drop_is_told():
     assert "the search found nothing better than ilp" in text
 
 
+@pytest.mark.parametrize(
+    ("latency", "words"), [(3.5, "costs 2.5 less latency_ms"), (0.25, "costs 0.75 more latency_ms")]
+)
+def test_with_a_cost_as_objective_the_verdict_says_what_is_saved(latency, words):
+    other = entry(90.0, bits=(2, 2), latency=latency)
+    result = {
+        "answer": entry(92.0, latency=1.0),
+        "answer_is_baseline": False,
+        "baselines": {"uniform": other},
+        "score_unit": "%",
+        "budgets": {},
+        "objective": "latency_ms",
+        "accuracy_drop": {"search": 0.0, "test": 0.0},
+    }
+    assert f"beats uniform w2a8 by 2.00 points (noise ±0.85) and {words}" in verdict(result)
+
+
 def test_toy_problem_is_what_these_tests_take_it_for():
     assert isinstance(PROBLEM, Problem)
     assert list(PROBLEM.budgets) == ["latency_ms"]

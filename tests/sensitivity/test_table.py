@@ -230,3 +230,24 @@ def test_unknown_layers_are_named(conv_model, images):
 def test_a_loss_that_is_not_finite_is_named(conv_model, images):
     with pytest.raises(InputError, match="'loss' is nan for layer 'conv' in int2; check that the loss"):
         table(conv_model, images, "loss", loss=lambda outputs, targets: outputs.sum() * math.nan)
+
+
+def test_seed_options_and_batch_size_reach_the_metric(conv_model, images, monkeypatch):
+    asked = {}
+
+    def score(model, formats, batches, *, loss, seed=0, progress=None, probes=8):
+        asked.update(sizes=[len(inputs) for inputs, _ in batches], seed=seed, probes=probes, loss=loss)
+        rows = {name: {fmt.name: 1.0 for fmt in pair[0]} for name, pair in formats.items()}
+        return rows, rows
+
+    monkeypatch.setitem(METRICS, "recording", score)
+    table(conv_model, images, "recording", seed=7, options={"probes": 3}, batch_size=5, loss=F.mse_loss)
+    count = len(images.inputs)
+    assert asked["sizes"] == [5] * (count // 5) + [count % 5] * bool(count % 5)
+    assert (asked["seed"], asked["probes"], asked["loss"]) == (7, 3, F.mse_loss)
+
+
+def test_a_layer_loses_by_its_weights_and_by_its_input():
+    made = SensitivityTable("sqnr", "s", {"fc": {"int4": 0.5, "int8": 0.25}}, {"fc": {"int4": 4.0, "int8": 2.0}}, {})
+    assert made.of("fc", Precision.parse("w4a8")) == 2.5
+    assert made.of("fc", Precision.parse("w8a4")) == 4.25
