@@ -64,6 +64,8 @@ def load_float_model(config: ModelConfig, *, folder: Path) -> nn.Module:
         model = call_reference(config.factory, config.options, key="model.factory", folder=folder)
         if not isinstance(model, nn.Module):
             raise InputError(f"model.factory = {config.factory!r} returned {type(model).__name__}; return an nn.Module")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     if config.checkpoint is not None:
         _load_checkpoint(model, folder / config.checkpoint)
     return model.eval()

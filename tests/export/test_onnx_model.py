@@ -323,3 +323,27 @@ def test_no_bias_is_rounded_where_activations_of_few_bits_would_amplify_it(
     quantized.apply(Policy(policy))
     graph = onnx.load_from_string(exported(quantized, digits_cnn, digits_images)).graph
     assert any(node.name.endswith(".bias.dequantize") for node in graph.node) == integer
+
+
+def pooled() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d((3, 2)), torch.nn.Conv2d(8, 4, 1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(pooled(), id="an adaptive pool that does not divide"),
+        pytest.param(torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))), id="DataParallel"),
+    ],
+)
+def test_what_the_torchscript_exporter_refuses_is_exported_all_the_same(model, capfd):
+    pytest.importorskip("onnxscript")
+    model, x = model.eval(), torch.randn(6, 3, 9, 9)
+    quantized = QuantizedModel(model, calibration=[(x, None)])
+    quantized.apply(uniform(quantized, "w8a8"))
+    blob = exported(quantized, model, x)
+    for count in (6, 1):
+        wanted = quantized(x[:count]).detach()
+        assert float((OnnxRunner(blob)(x[:count]) - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines() + printed.err.splitlines()) <= 2

@@ -6,8 +6,11 @@ import contextlib
 import inspect
 import io
 import logging
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import onnx
@@ -46,29 +49,60 @@ class _Weight(torch.autograd.Function):
         return g.op(f"{MARKERS}::Weight", weight, layer_s=layer).setType(weight.type())
 
 
+Mark = Callable[[str, Tensor, str], Tensor]
+"""`(Input or Weight, value, layer)` -> the value behind a marker operator."""
+
+
+def _mark_scripted(kind: str, x: Tensor, layer: str) -> Tensor:
+    """As the TorchScript exporter records it."""
+    function = _Input if kind == "Input" else _Weight
+    marked: Tensor = function.apply(x, layer)  # type: ignore[no-untyped-call]
+    return marked
+
+
+def _mark_exported(kind: str, x: Tensor, layer: str) -> Tensor:
+    """As torch.export records it; outside an export, nothing is computed."""
+    marked: Tensor = torch.onnx.ops.symbolic(
+        f"{MARKERS}::{kind}", (x,), {"layer": layer}, dtype=x.dtype, shape=x.shape, version=1
+    )
+    return marked
+
+
 class _MarkWeight(nn.Module):
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str, mark: Mark) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.mark = layer, mark
 
     def forward(self, weight: Tensor) -> Tensor:
-        marked: Tensor = _Weight.apply(weight, self.layer)  # type: ignore[no-untyped-call]
-        return marked
+        return self.mark("Weight", weight, self.layer)
+
+
+class _Plain(nn.Module):
+    """In place of `DataParallel`, under the same names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
 
 class _MarkInput:
     """A quantizer in name only."""
 
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
+    def __init__(self, layer: str, mark: Mark) -> None:
+        self.layer, self.mark = layer, mark
 
     def __call__(self, x: Tensor) -> Tensor:
-        marked: Tensor = _Input.apply(x, self.layer)  # type: ignore[no-untyped-call]
-        return marked
+        return self.mark("Input", x, self.layer)
 
 
 def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.ModelProto:
     """The marked graph; the first dimension of each input and output is free.
+
+    Torch's TorchScript exporter is tried first: it is an order of magnitude faster. What it does not know, and what no
+    longer has it, goes through `torch.export`, which needs the package onnxscript.
 
     Args:
         model: the float architecture, on the CPU.
@@ -84,36 +118,101 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
             f"{type(model).__name__} has parameters of {', '.join(sorted(kinds))}; the onnx format needs a float32 "
             "model: call model.float(), or use --format torch"
         )
-    module = _marked(model, state)
+    model = _Plain(model.module) if isinstance(model, nn.DataParallel) else model
     inputs = map_tensors(lambda tensor: tensor[:2], inputs)  # the operators do not depend on how many there are
+    call = _call(model, state, inputs)
+    try:
+        return _by_torchscript(_marked(model, state, _mark_scripted), call)
+    except Exception as error:  # whatever the model raises, or the exporter for an operator it does not know
+        first = error
+    if find_spec("onnxscript") is None:
+        raise InputError(
+            f"{_failure(model, first)}; pip install 'haq[onnx]' has onnxscript, with which torch.export is tried, too"
+        ) from first
+    try:
+        return _by_torch_export(_marked(model, state, _mark_exported), call)
+    except Exception as error:
+        raise InputError(f"{_failure(model, error)}; replace that operator, or use --format torch") from error
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the model is called, and what inputs and outputs are called."""
+
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
+
+
+def _call(model: nn.Module, state: ModelState, inputs: Any) -> _Call:
     named = _in_order(model, inputs) if isinstance(inputs, Mapping) else {}
     arguments = () if named else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     names = list(named) or (["input"] if len(arguments) == 1 else [f"input_{i}" for i in range(len(arguments))])
     with torch.no_grad():
-        count = len(list(tensors_in(call_model(module, inputs))))
+        count = len(list(tensors_in(call_model(_marked(model, state, _mark_scripted), inputs))))
     outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    return _Call(arguments, named, names, outputs)
+
+
+def _by_torchscript(module: nn.Module, call: _Call) -> onnx.ModelProto:
     stream = io.BytesIO()
-    try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                module,
-                arguments,
-                stream,  # type: ignore[arg-type]
-                kwargs=named or None,
-                dynamo=False,
-                opset_version=OPSET,
-                custom_opsets={MARKERS: 1},
-                input_names=names,
-                output_names=outputs,
-                dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)},
-            )
-    except Exception as error:  # whatever the model raises, or the exporter for an operator it does not know
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{type(model).__name__} cannot be exported to ONNX: {type(error).__name__}: {reason}; replace that "
-            "operator, or use --format torch"
-        ) from error
+    with _quiet(), _no_graph_dump(), torch.no_grad():
+        torch.onnx.export(
+            module,
+            call.arguments,
+            stream,  # type: ignore[arg-type]
+            kwargs=call.named or None,
+            dynamo=False,
+            opset_version=OPSET,
+            custom_opsets={MARKERS: 1},
+            input_names=call.inputs,
+            output_names=call.outputs,
+            dynamic_axes={name: {0: "batch"} for name in (*call.inputs, *call.outputs)},
+        )
     return onnx.load_from_string(stream.getvalue())
+
+
+def _by_torch_export(module: nn.Module, call: _Call) -> onnx.ModelProto:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            call.arguments,
+            kwargs=call.named or None,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=call.inputs,
+            output_names=call.outputs,
+            dynamic_shapes=_free_batch(call.named or call.arguments),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # it is, with dynamo=True
+    # Values of the graph alone: what was captured besides (traces, shapes by name) is of no use to a runtime.
+    return onnx.load_from_string(program.model_proto.SerializeToString())
+
+
+def _free_batch(inputs: Any) -> Any:
+    """The first dimension of every tensor, free; one name for all."""
+    batch = torch.export.Dim("batch")
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {0: batch} if value.dim() else {}
+        if isinstance(value, Mapping):
+            return {key: of(entry) for key, entry in value.items()}
+        return tuple(of(entry) for entry in value) if isinstance(value, tuple | list) else None
+
+    return of(inputs)
+
+
+def _failure(model: nn.Module, error: Exception) -> str:
+    """On one line: the innermost cause has the operator's name."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = " ".join(str(cause).split())[:300]
+    return f"{type(model).__name__} cannot be exported to ONNX: {type(cause).__name__}: {reason}"
 
 
 def _in_order(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,24 +221,44 @@ def _in_order(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(inputs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
-def _marked(model: nn.Module, state: ModelState) -> nn.Module:
+def _marked(model: nn.Module, state: ModelState, mark: Mark) -> nn.Module:
     module = restore(model, state, hooks=False)
     for name, layer in state.layers.items():
         target = module.get_submodule(name)
-        parametrize.register_parametrization(target, "weight", _MarkWeight(name))
+        parametrize.register_parametrization(target, "weight", _MarkWeight(name, mark), unsafe=True)
         if not isinstance(layer.input, Identity):
-            target.register_forward_pre_hook(QuantizeInput(_MarkInput(name)), prepend=True, with_kwargs=True)
+            target.register_forward_pre_hook(QuantizeInput(_MarkInput(name, mark)), prepend=True, with_kwargs=True)
     return module
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings: it is called old, and the newer one needs one more package."""
+    """Without the exporters' warnings, logs and progress."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings():
+    silent = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
             logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _no_graph_dump() -> Iterator[None]:
+    """Without the graph on hundreds of lines that the TorchScript exporter, in C++, prints where it fails."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # standard error is closed
+        yield
+        return
+    torch._C._jit_set_onnx_log_output_stream("stderr")  # which is not buffered
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        torch._C._jit_set_onnx_log_output_stream("stdout")
