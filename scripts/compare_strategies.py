@@ -65,7 +65,7 @@ CONTENDERS = (
     Contender("uniform", "uniform", seeded=False),
     Contender("greedy", "greedy", seeded=False),
     *(_exact(f"ilp, {metric}", metric) for metric in ("fisher", "gradient", "hessian", "kl", "loss", "sqnr")),
-    _exact("ilp, fisher, interactions", interactions=True),
+    _exact("ilp, interactions", interactions=True),
     Contender("random", "random"),
     Contender("adaptive_ilp", "adaptive_ilp", {"target": "loss"}),
     Contender("evolutionary", "evolutionary"),

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from haq.edges.documents import to_json
+from haq.hardware.float_work import coverage_lines
 from haq.values.errors import printable
 from haq.values.policy import Policy
 
@@ -109,14 +110,15 @@ def show_result(folder: Path, result: dict[str, Any]) -> None:
     for metric in result["answer"]["costs"]:
         bound = result["budgets"].get(metric)
         costs = (number_text(entry["costs"][metric]) for entry in columns.values())
-        table.add_row(metric, "" if bound is None else number_text(bound), "", *costs)
+        label = f"{metric} (lower bound)" if metric in result["lower_bounds"] else metric
+        table.add_row(label, "" if bound is None else number_text(bound), "", *costs)
     policy = Policy.from_doc(result["answer"]["policy"])
     bits = Columns(
         [Text.assemble(printable(f"{layer} "), (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3)
     )
     warnings = (f"warning: {warning}" for warning in result["warnings"])
     files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
-    print_out(table, bits, result["verdict"], *warnings, files)
+    print_out(table, bits, *coverage_lines(result["breakdown"]), result["verdict"], *warnings, files)
 
 
 def show_front(folder: Path, document: dict[str, Any]) -> None:
@@ -158,6 +160,13 @@ def show_cost(report: dict[str, Any], *, title: str) -> None:
         switches.add_row(row["name"], row["wanted"], row["written"], f"with {row['other'] or 'the input'}", *costs)
     none = "No switches: every layer reads the format that was written."
     print_out(layers, switches if switches.row_count else none)
+    if report["float"]:
+        floats = new_table("in float", "kind", *metrics, title="what stays in float, the same under every policy")
+        for row in report["float"]:
+            costs = ("unknown" if m in row["missing"] else number_text(row["costs"].get(m)) for m in metrics)
+            floats.add_row(row["name"], row["kind"], *costs)
+        print_out(floats)
+    print_out(*coverage_lines(report))
     for metric, value in report["totals"].items():
         note = f"  (at {report['peak']['step']})" if metric == "peak_activation_bytes" and report["peak"] else ""
         print_out(f"{metric:24s} {value:,.6g}{note}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
+from haq.hardware.float_work import FLOAT32, FLOAT_BITS, as_layer
 from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, KindSection, operation
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
-from haq.values.network import LayerSpec, Network, Tensor
+from haq.values.network import FloatPart, LayerSpec, Network, Tensor
 from haq.values.trial import METRICS, Cost
 
 MS_PER_US = 1e-3
@@ -58,6 +59,9 @@ class CostModel(Protocol):
         Raises:
             InputError: the device does not run the layer in this precision, or the cost is unknown.
         """
+
+    def float_cost(self, part: FloatPart) -> tuple[Cost, frozenset[str]]:
+        """Cost of what a module holds and computes in float, and the metrics of which the device cannot tell that."""
 
     def switch_cost(self, tensor: Tensor, written: Format, wanted: Format) -> Cost:
         """Cost of one converted copy of `tensor`; charged once per tensor and distinct `wanted`."""
@@ -203,6 +207,27 @@ class ProfileCostModel(Generic[SectionT]):
             size_bytes=self.weight_bytes(layer, precision.weight) + self._parameter_bytes(layer, precision.weight),
             bops=float(self.batch * layer.macs * precision.weight.bits * precision.activation.bits),
         )
+
+    def float_cost(self, part: FloatPart) -> tuple[Cost, frozenset[str]]:
+        """Bytes and bit operations are known of any part; time and energy are those of a float32 linear layer of as
+        many multiply-accumulates that moves as many elements, where the device runs one.
+
+        Times of a profile measured on this network hold all of it already.
+        """
+        cost = {"size_bytes": float(part.bytes), "bops": float(self.batch * part.macs * FLOAT_BITS**2)}
+        missing = set() if part.counted else {"bops"}
+        for metric, price in (("latency_ms", self._latency_ms), ("energy_mj", self._energy_mj)):
+            if metric not in self.metrics or not part.works:
+                continue
+            if self.profile.measured is not None and metric == "latency_ms":
+                continue
+            try:
+                if not part.counted or FLOAT32 not in self._supported["linear"]:
+                    raise InputError(f"{self.name} states no figures for float32")
+                cost[metric] = price(as_layer(part), FLOAT32)
+            except InputError:
+                missing.add(metric)
+        return Cost(**cost), frozenset(missing & self.metrics)
 
     def switch_cost(self, tensor: Tensor, written: Format, wanted: Format) -> Cost:
         return self._conversion("switch", self.profile.switch, tensor.elements, written, wanted)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from haq.hardware.base import CostModel, input_reader
+from haq.hardware.float_work import Coverage, FloatRow
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
-from haq.values.network import Join, LayerSpec, Network, Step
+from haq.values.network import FLOAT_WRITER, Join, LayerSpec, Network, Step
 from haq.values.policy import Policy
 from haq.values.trial import METRICS, Cost
 
@@ -76,15 +77,44 @@ class CostReport:
     joins: tuple[JoinRow, ...]
     peak: PeakRow | None
     average_weight_bits: float
+    floats: tuple[FloatRow, ...] = ()
 
     @property
     def totals(self) -> dict[str, float]:
         """Every metric that the device models, and the average weight bits."""
-        rows: Iterable[LayerRow | SwitchRow | JoinRow] = (*self.layers, *self.switches, *self.joins)
+        rows: Iterable[LayerRow | SwitchRow | JoinRow | FloatRow] = (
+            *self.layers,
+            *self.switches,
+            *self.joins,
+            *self.floats,
+        )
         totals = sum((row.cost for row in rows), Cost()).to_doc(self.metrics)
         if PEAK in totals:
             totals[PEAK] = float(self.peak.bytes) if self.peak is not None else 0.0
         return {**totals, AVERAGE: self.average_weight_bits}
+
+    @property
+    def coverage(self) -> Coverage:
+        """What of the model this policy quantizes; layers in fp16, bf16 or fp32 are not."""
+        quantized = [row for row in self.layers if not row.precision.weight.is_float]
+        held: list[LayerRow | FloatRow] = [*self.layers, *self.floats]
+        return Coverage(
+            params=sum(row.layer.params for row in self.layers) + sum(row.part.params for row in self.floats),
+            quantized_params=sum(row.layer.params for row in quantized),
+            bytes=sum(row.cost.size_bytes for row in held),
+            quantized_bytes=sum(row.cost.size_bytes for row in quantized),
+            macs=sum(row.layer.macs for row in self.layers) + sum(row.part.macs for row in self.floats),
+            quantized_macs=sum(row.layer.macs for row in quantized),
+        )
+
+    @property
+    def lower_bounds(self) -> dict[str, list[str]]:
+        """Metrics whose totals are lower bounds -> the modules whose work in float the device cannot price."""
+        found: dict[str, list[str]] = {}
+        for row in self.floats:
+            for metric in sorted(row.missing):
+                found.setdefault(metric, []).append(row.part.label)
+        return found
 
     def to_doc(self) -> dict[str, Any]:
         """Plain data, for `haq cost --json` and the report."""
@@ -96,6 +126,9 @@ class CostReport:
             "switches": [_switch_doc(row, additive) for row in self.switches],
             "joins": [_join_doc(row, additive) for row in self.joins],
             "peak": _peak_doc(self.peak) if self.peak is not None else None,
+            "float": [row.to_doc(additive) for row in self.floats],
+            "coverage": {**asdict(self.coverage), "line": self.coverage.line},
+            "lower_bounds": self.lower_bounds,
             "totals": self.totals,
         }
 
@@ -162,6 +195,7 @@ def cost_report(network: Network, cost_model: CostModel, policy: Policy) -> Cost
         joins=tuple(_join_rows(network, cost_model, policy)),
         peak=_peak_row(network, cost_model, policy),
         average_weight_bits=bits / network.params if network.params else 0.0,
+        floats=tuple(FloatRow(part, *cost_model.float_cost(part)) for part in network.float_parts),
     )
 
 
@@ -198,6 +232,8 @@ def _join_rows(network: Network, cost_model: CostModel, policy: Policy) -> Itera
 
 def _peak_row(network: Network, cost_model: CostModel, policy: Policy) -> PeakRow | None:
     def size(writer: str | None, elements: int) -> int:
+        if writer == FLOAT_WRITER:
+            return cost_model.storage_bytes(elements, Format.parse("fp32"))
         fmt = _written(writer, cost_model, policy)
         if fmt is None:
             reader = input_reader(network, elements)

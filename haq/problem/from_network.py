@@ -10,7 +10,7 @@ from haq.hardware.base import CostModel, input_reader, require_metrics
 from haq.problem.space import SearchSpace
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
-from haq.values.network import Join, LayerSpec, Network, Step, Tensor
+from haq.values.network import FLOAT_WRITER, Join, LayerSpec, Network, Step, Tensor
 from haq.values.trial import METRICS, Cost
 
 PEAK = "peak_activation_bytes"
@@ -61,9 +61,18 @@ def problem_document(
         ],
         "peak": _peak(network, cost_model, space),
         "interactions": [dict(row) for row in interactions],
+        "offsets": _in_float(network, cost_model),
         "budgets": dict(budgets),
         "objective": objective,
     }
+
+
+def _in_float(network: Network, cost_model: CostModel) -> dict[str, float]:
+    """What stays in float costs the same under every policy; metrics of which there is some."""
+    metrics = [metric for metric in METRICS if metric in cost_model.metrics and metric != PEAK]
+    costs = [cost_model.float_cost(part)[0] for part in network.float_parts]
+    totals = {metric: float(sum(getattr(cost, metric) for cost in costs)) for metric in metrics}
+    return {metric: value for metric, value in totals.items() if value}
 
 
 def _layer(
@@ -171,6 +180,9 @@ def _step(step: Step, network: Network, cost_model: CostModel, space: SearchSpac
     fixed, live = 0.0, dict[str, list[float]]()
     for writer, elements in step.live:
         given = cost_model.input_format
+        if writer == FLOAT_WRITER:
+            fixed += cost_model.storage_bytes(elements, Format.parse("fp32"))
+            continue
         layer = input_reader(network, elements) if writer is None and given is None else writer
         if layer is None:
             fixed += cost_model.storage_bytes(elements, given or Format.parse("fp32"))

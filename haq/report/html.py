@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.edges.documents import write_text
+from haq.hardware.float_work import coverage_lines
 from haq.report.captions import captions
 from haq.report.facts import (
     budget_rows,
@@ -25,6 +26,7 @@ from haq.report.figures.costs import metrics_shown
 from haq.report.figures.style import format_color, svg, text_on
 from haq.report.units import amount, in_order
 from haq.results.read import Run, load_run
+from haq.results.schema import Result
 from haq.values.errors import printable
 
 
@@ -67,11 +69,20 @@ def report_html(run: Run) -> str:
         has_sensitivity=bool(run.sensitivities),
         conversions=conversions,
         conversion_costs=cost_columns([row["costs"] for row in conversions], shown),
+        coverage=_coverage(result),
+        floats=result.breakdown.floats,
+        float_costs=cost_columns([row.costs for row in result.breakdown.floats], shown),
         peak=f"Activation memory peaks at {peak.step}: {amount('peak_activation_bytes', peak.bytes)}." if peak else "",
         method=method(run),
         command=result.command or run.provenance.get("command", ""),
         config=json.dumps(result.experiment, indent=2, ensure_ascii=False),
     )
+
+
+def _coverage(result: Result) -> list[str]:
+    """What is quantized, what is left, what totals lack; nothing for a run of an earlier release, which did not say."""
+    breakdown = result.breakdown
+    return coverage_lines(breakdown.model_dump(by_alias=True)) if breakdown.coverage is not None else []
 
 
 def _subtitle(run: Run) -> str:

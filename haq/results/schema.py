@@ -87,6 +87,30 @@ class JoinCost(_Doc):
     costs: dict[str, float]
 
 
+class FloatCost(_Doc):
+    """What one module holds and computes in float."""
+
+    name: str
+    kind: str = ""
+    params: float = 0
+    bytes: float = 0
+    macs: float = 0
+    costs: dict[str, float] = {}
+    missing: list[str] = []
+
+
+class Coverage(_Doc):
+    """How much of the model the answer quantizes."""
+
+    params: float
+    quantized_params: float
+    bytes: float
+    quantized_bytes: float
+    macs: float
+    quantized_macs: float
+    line: str = ""
+
+
 class Peak(_Doc):
     """The step of the network at which activation memory is largest."""
 
@@ -101,6 +125,9 @@ class Breakdown(_Doc):
     switches: list[SwitchCost] = []
     joins: list[JoinCost] = []
     peak: Peak | None = None
+    floats: list[FloatCost] = Field([], alias="float")
+    coverage: Coverage | None = None
+    lower_bounds: dict[str, list[str]] = {}
     totals: dict[str, float] = {}
     batch: int = 1
 

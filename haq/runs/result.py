@@ -100,6 +100,7 @@ def result_document(
     baselines = {name: choose([t for t in trials if t.source == name], problem, floor=floor) for name in _BASELINES}
     proposed = {trial.policy.key for trial in trials if trial.source == config.search.strategy}
     allowed = {} if floor is None else {"accuracy_drop": config.budgets["accuracy_drop"]}
+    breakdown = cost_report(experiment.network, experiment.cost_model, answer.policy).to_doc()
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "experiment": config.model_dump(mode="json"),
@@ -123,7 +124,9 @@ def result_document(
         "baselines": {name: None if trial is None else _entry(trial, test) for name, trial in baselines.items()},
         "references": [_entry(trial, None) for trial in trials if trial.source == "uniform"],
         "trials": len(trials),
-        "breakdown": cost_report(experiment.network, experiment.cost_model, answer.policy).to_doc(),
+        "breakdown": breakdown,
+        "coverage": breakdown["coverage"],
+        "lower_bounds": breakdown["lower_bounds"],
         "marginal": _marginal(problem, SolverSettings.of(config.search.options)),
         "warnings": [
             *profile_warnings(profile, experiment.network),

@@ -18,4 +18,10 @@ def infeasible(problem: Problem, solving: SolverSettings = _PLAIN, *, device: st
         solving: how to solve for the least values.
         device: its name, for the message.
     """
-    return InfeasibleError.of(minima(problem, **solving.without_gap), problem.budgets, device=device)
+    minimum = minima(problem, **solving.without_gap)
+    error = InfeasibleError.of(minimum, problem.budgets, device=device)
+    fixed = {metric: value for metric, value in problem.tables.offsets.items() if metric in minimum and value}
+    if not fixed:
+        return error
+    shown = ", ".join(f"{metric} {value:.6g}" for metric, value in fixed.items())
+    return InfeasibleError(f"{error}; of that, under every policy, for what stays in float: {shown}", minimum)

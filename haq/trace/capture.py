@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from haq.trace.graph import build_network
 from haq.trace.layers import is_layer
+from haq.trace.leftovers import held_tensors
 from haq.trace.names import ModelNames
 from haq.values.errors import InputError
 from haq.values.network import Network
@@ -66,6 +67,7 @@ def trace(
         parameters=dict(signature.inputs_to_parameters),
         inputs={spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT},
         batch=batch,
+        held=held_tensors(model, signature),
     )
     if not network.layers:
         raise InputError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch.fx import Graph, Node
@@ -11,37 +12,21 @@ from torch.utils._pytree import tree_leaves
 
 from haq.trace import ops
 from haq.trace.layers import add_call, describe_call
-from haq.trace.memory import Memory, Storage
+from haq.trace.leftovers import Leftovers
+from haq.trace.memory import Memory, Storage, Value
 from haq.trace.names import ModelNames
 from haq.values.errors import InputError
-from haq.values.network import Join, LayerSpec, Network, Tensor
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Value:
-    """What a node holds.
-
-    Attributes:
-        name: of the node that computed it; kept by views and copies of the whole.
-        producer: the layer that wrote it, `None` for network inputs.
-        written: when: position of the producer's call, -1 for network inputs.
-        elements: per sample.
-        batched: whether the batch is a factor of its size.
-        numeric: `False` for indices and masks, which have no activation format.
-        storage: `None` for computed indices and masks, which are not counted as activations.
-    """
-
-    name: str
-    producer: str | None
-    written: int
-    elements: int
-    batched: bool
-    numeric: bool
-    storage: Storage | None
+from haq.values.network import FLOAT_WRITER, Join, LayerSpec, Network, Tensor
 
 
 def build_network(
-    graph: Graph, names: ModelNames, *, parameters: dict[str, str], inputs: set[str], batch: int
+    graph: Graph,
+    names: ModelNames,
+    *,
+    parameters: dict[str, str],
+    inputs: set[str],
+    batch: int,
+    held: Mapping[str, tuple[str, torch.Tensor]] = MappingProxyType({}),
 ) -> Network:
     """Walk `graph` in execution order.
 
@@ -51,6 +36,7 @@ def build_network(
         parameters: placeholder -> qualified name of the parameter that it stands for.
         inputs: the placeholders of the network's inputs.
         batch: leading dimension of the first input; it is divided out.
+        held: placeholder -> name and value of each parameter and buffer, to count what stays in float.
 
     Raises:
         InputError: weights that no quantizable layer holds, data-dependent shapes, inputs without batch dimension.
@@ -62,7 +48,8 @@ def build_network(
         elif node.op == "call_function":
             walk.operator(node)
     walk.refuse_unsupported()
-    return walk.network()
+    left = Leftovers(graph, names, walk.calls, held, walk.values, batch=batch)
+    return replace(walk.network(), float_parts=left.parts())
 
 
 class _Walk:
@@ -71,13 +58,15 @@ class _Walk:
     def __init__(self, graph: Graph, names: ModelNames, batch: int) -> None:
         self._names, self._batch = names, batch
         self._memory = Memory(graph)
-        self._values: dict[Node, _Value] = {}
+        self.values: dict[Node, Value] = {}
         self._parameters: dict[Node, frozenset[str]] = {}  # constant node -> the parameters that it is computed from
         self._verbatim: dict[Node, str] = {}  # node that is a parameter, at most cast or copied
         self._bases: dict[Node, Node] = {}  # view -> the node whose memory it shows
         self._layers: dict[str, LayerSpec] = {}
-        self._reads: dict[str, tuple[_Value, dict[str, None]]] = {}
+        self._reads: dict[str, tuple[Value, dict[str, None]]] = {}
         self._joins: list[Join] = []
+        self.calls: dict[Node, str] = {}
+        """Each node that computes a layer -> that layer; all others stay in float."""
         self._unsupported: dict[str, str] = {}
 
     def network(self) -> Network:
@@ -101,7 +90,7 @@ class _Walk:
             elements = value.numel() // self._batch if batched else value.numel()
             numeric = value.is_floating_point() or value.is_complex()
             storage = self._memory.allocate(node, None, elements, step=None)
-            self._values[node] = _Value(node.name, None, -1, elements, batched, numeric, storage)
+            self.values[node] = Value(node.name, None, -1, elements, batched, numeric, storage)
         elif parameter is not None:
             self._parameters[node] = frozenset({parameter})
             self._verbatim[node] = parameter
@@ -125,15 +114,15 @@ class _Walk:
             self._fold_constant(node, node.all_input_nodes)
             if source in self._verbatim and ops.is_identity(node) and _shape(node) == _shape(source):
                 self._verbatim[node] = self._verbatim[source]
-        elif ops.is_identity(node) and source in self._values:
-            self._values[node] = self._show(node, self._values[source])
+        elif ops.is_identity(node) and source in self.values:
+            self.values[node] = self._show(node, self.values[source])
         else:
-            self._values[node] = self._compute(node, operands)
+            self.values[node] = self._compute(node, operands)
 
-    def _operands(self, node: Node) -> list[_Value]:
+    def _operands(self, node: Node) -> list[Value]:
         if ops.ignores_values(node):
             return []
-        return [self._values[source] for source in node.all_input_nodes if source in self._values]
+        return [self.values[source] for source in node.all_input_nodes if source in self.values]
 
     def _fold_constant(self, node: Node, sources: Iterable[Node]) -> None:
         """`node` holds something computed from parameters and fixed tensors only."""
@@ -141,7 +130,7 @@ class _Walk:
         if found:
             self._parameters[node] = frozenset().union(*found)
 
-    def _show(self, node: Node, source: _Value) -> _Value:
+    def _show(self, node: Node, source: Value) -> Value:
         """A view or copy of `source`."""
         elements, numeric, batched = self._size(node, [source])
         if numeric and not source.numeric:
@@ -151,24 +140,25 @@ class _Walk:
         name = source.name if elements == source.elements else node.name
         return replace(source, name=name, elements=elements, numeric=numeric, batched=batched)
 
-    def _compute(self, node: Node, operands: Sequence[_Value]) -> _Value:
+    def _compute(self, node: Node, operands: Sequence[Value]) -> Value:
         owner = _owner(operands)
         elements, numeric, batched = self._size(node, operands)
         storage = None
         if numeric:
             self._join(node, ops.join_kind(node), operands, elements)
-            storage = self._overwritable(node, operands, elements)
+            writer = self._writer(node, operands, owner)
+            storage = self._overwritable(node, operands, elements, writer)
             if storage is None:
-                storage = self._memory.allocate(node, owner.producer, elements, step=node.name)
+                storage = self._memory.allocate(node, writer, elements, step=node.name)
             self._memory.share(storage, node)
-        return _Value(node.name, owner.producer, owner.written, elements, batched, numeric, storage)
+        return Value(node.name, owner.producer, owner.written, elements, batched, numeric, storage)
 
     def _mutate(self, node: Node) -> None:
         """Write into the first argument, which may be a view: whoever reads the viewed tensor later sees it."""
         target = node.all_input_nodes[0]
         base = self._bases.get(target, target)
-        before = [self._values[base]] if base in self._values else []
-        operands = before + [self._values[n] for n in node.all_input_nodes[1:] if n in self._values]
+        before = [self.values[base]] if base in self.values else []
+        operands = before + [self.values[n] for n in node.all_input_nodes[1:] if n in self.values]
         if not operands:
             self._fold_constant(base, (base, *node.all_input_nodes))
             return
@@ -176,16 +166,17 @@ class _Walk:
         elements, numeric, batched = self._size(base, operands)
         storage = before[0].storage if before else None
         if numeric:
+            writer = self._writer(node, operands, owner)
             self._join(node, ops.join_kind(node) if base is target else "concat", operands, elements)
             if storage is None:
-                storage = self._memory.allocate(node, owner.producer, elements, step=node.name)
+                storage = self._memory.allocate(node, writer, elements, step=node.name)
                 self._memory.share(storage, base)
-            storage.producer = owner.producer
-        value = _Value(node.name, owner.producer, owner.written, elements, batched, numeric, storage)
-        self._values[base] = value
+            storage.producer = writer
+        value = Value(node.name, owner.producer, owner.written, elements, batched, numeric, storage)
+        self.values[base] = value
         for view in (target, node):
             if view is not base:
-                self._values[view] = self._show(view, value)
+                self.values[view] = self._show(view, value)
 
     # Layers
 
@@ -199,22 +190,23 @@ class _Walk:
 
     def _call_layer(self, node: Node, name: str) -> None:
         data = self._module_input(node)
-        value = self._values.get(data)
+        value = self.values.get(data)
         batched = value is not None and value.batched
         batch = self._batch if batched else None
         call = describe_call(name, self._names.module(name), _shape(data), _shape(node), batch=batch)
+        self.calls[node] = name
         self._layers[name] = add_call(self._layers[name], call) if name in self._layers else call
         if value is not None:
             self._reads.setdefault(value.name, (value, {}))[1][name] = None
         storage = self._memory.allocate(node, name, call.output_elements, step=name)
         written = self._memory.position(node)
-        self._values[node] = _Value(node.name, name, written, call.output_elements, batched, True, storage)
+        self.values[node] = Value(node.name, name, written, call.output_elements, batched, True, storage)
 
     def _module_input(self, node: Node) -> Node:
         """What the module itself reads: before any padding or cast that it does on its own (`padding_mode`)."""
         data, call = node.all_input_nodes[0], _call_key(node)
         while data.op == "call_function" and _call_key(data) == call:
-            sources = [source for source in data.all_input_nodes if source in self._values]
+            sources = [source for source in data.all_input_nodes if source in self.values]
             if len(sources) != 1:
                 break
             data = sources[0]
@@ -232,7 +224,7 @@ class _Walk:
 
     # Joins and memory
 
-    def _join(self, node: Node, kind: str, operands: Sequence[_Value], elements: int) -> None:
+    def _join(self, node: Node, kind: str, operands: Sequence[Value], elements: int) -> None:
         computed = [value for value in operands if value.numeric]
         if len({value.producer for value in computed}) < 2:
             return
@@ -240,24 +232,32 @@ class _Walk:
         others = tuple((value.producer, value.elements) for value in computed if value is not owner)
         self._joins.append(Join(node.name, kind, owner.producer, others, elements))
 
-    def _overwritable(self, node: Node, operands: Sequence[_Value], elements: int) -> Storage | None:
-        """Memory of an operand that `node` may overwrite: of the owner's format and size, and read by nobody later."""
+    def _writer(self, node: Node, operands: Sequence[Value], owner: Value) -> str | None:
+        """Whose activation format the result of `node` lies in memory in: the owner's, or float32.
+
+        What is computed from a value in float32 is in float32, up to the next layer.
+        """
+        floats = any(value.storage is not None and value.storage.producer == FLOAT_WRITER for value in operands)
+        in_float = floats or ops.stays_float(node) or self._names.is_float(self._names.scope(node))
+        return FLOAT_WRITER if in_float else owner.producer
+
+    def _overwritable(self, node: Node, operands: Sequence[Value], elements: int, writer: str | None) -> Storage | None:
+        """Memory of an operand that `node` may overwrite: of the result's format and size, and read by nobody later."""
         if not ops.can_overwrite(node):
             return None
-        owner = _owner(operands)
         for value in operands:
             storage = value.storage
             if (
                 storage is not None
                 and value.numeric
-                and value.producer == owner.producer
+                and storage.producer == writer
                 and elements == value.elements == storage.elements
                 and self._memory.is_free(storage, node)
             ):
                 return storage
         return None
 
-    def _size(self, node: Node, operands: Iterable[_Value]) -> tuple[int, bool, bool]:
+    def _size(self, node: Node, operands: Iterable[Value]) -> tuple[int, bool, bool]:
         """Elements per sample of what `node` holds; whether they are numbers (not indices or masks); batched or not."""
         tensors = [leaf for leaf in tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
         numbers = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
@@ -272,7 +272,7 @@ class _Walk:
         return sum(per_sample if batched else counts), bool(numbers), batched
 
 
-def _owner(operands: Sequence[_Value]) -> _Value:
+def _owner(operands: Sequence[Value]) -> Value:
     """The operand computed last, numbers before indices and masks."""
     return max(operands, key=lambda value: (value.numeric, value.written))
 

@@ -24,6 +24,29 @@ class Storage:
     last_read: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Value:
+    """What a node holds.
+
+    Attributes:
+        name: of the node that computed it; kept by views and copies of the whole.
+        producer: the layer that wrote it, `None` for network inputs.
+        written: when: position of the producer's call, -1 for network inputs.
+        elements: per sample.
+        batched: whether the batch is a factor of its size.
+        numeric: `False` for indices and masks, which have no activation format.
+        storage: `None` for computed indices and masks, which are not counted as activations.
+    """
+
+    name: str
+    producer: str | None
+    written: int
+    elements: int
+    batched: bool
+    numeric: bool
+    storage: Storage | None
+
+
 class Memory:
     """The buffers alive at the current node. Call it for each node in execution order."""
 

@@ -37,6 +37,10 @@ class ModelNames:
         name = _REPEATED_CALL.sub("", str(stack[-1][0])) if stack else ""
         return self._first[id(self._model.get_submodule(name))]
 
+    def owner(self, parameter: str) -> str:
+        """The first qualified name of the module that holds a parameter or buffer."""
+        return self._first[id(self._model.get_submodule(parameter.rpartition(".")[0]))]
+
     def module(self, name: str) -> nn.Module:
         return self._model.get_submodule(name)
 

@@ -65,6 +65,14 @@ _ROWWISE = frozenset(
 """Operators that may overwrite their input although torch does not tag them as pointwise."""
 
 
+_IN_FLOAT = (
+    _MULTIPLIES
+    | frozenset(("softmax", "log_softmax", "_softmax", "_log_softmax", "embedding", "embedding_bag"))
+    | frozenset(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm"))
+)
+"""Operators that runtimes execute in float32 where they are no quantized layer."""
+
+
 def op_name(node: Node) -> str:
     """The operator's name without namespace, overload and in-place underscore: `add` for `aten.add_.Tensor`."""
     if not isinstance(node.target, OpOverload):
@@ -103,6 +111,28 @@ def can_overwrite(node: Node) -> bool:
     """Whether a kernel may write the result over an operand of the same size."""
     pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
     return pointwise or op_name(node) in _ROWWISE
+
+
+def stays_float(node: Node) -> bool:
+    """Whether the operator, which is no layer, is executed in float32, whatever the formats of what it reads."""
+    return op_name(node) in _IN_FLOAT
+
+
+def recurrent_weights(node: Node) -> list[Node]:
+    """The weight matrices that a recurrent operator multiplies with at every time step; none where it is no such."""
+    if op_name(node) not in _RECURRENT:
+        return []
+    return [source for source in node.all_input_nodes[1:] if _dimensions(source) == 2 and source.op == "placeholder"]
+
+
+def _dimensions(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def normalises_batches(node: Node) -> bool:
+    """Whether it is a batch norm, which a runtime merges into the layer right before it."""
+    return op_name(node) in ("batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 
 
 def join_kind(node: Node) -> str:

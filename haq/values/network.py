@@ -107,13 +107,64 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatPart:
+    """What one module holds and computes that is not quantized: biases, norms, embeddings, products of activations, ...
+
+    Attributes:
+        name: qualified name of the module, empty for the model itself.
+        kind: its class; `bias` for what a quantized layer adds.
+        params: elements of its parameters and buffers.
+        bytes: that they take in the deployed model.
+        macs: multiply-accumulates per sample.
+        input_elements: read by its operators, per sample; 0 where it only holds what a layer adds.
+        output_elements: written by them, per sample.
+        counted: `False` where torch cannot say how many multiply-accumulates an operator takes.
+    """
+
+    name: str
+    kind: str
+    params: int = 0
+    bytes: int = 0
+    macs: int = 0
+    input_elements: int = 0
+    output_elements: int = 0
+    counted: bool = True
+
+    @property
+    def label(self) -> str:
+        """For people: its name and kind."""
+        return f"{self.name} ({self.kind})" if self.name else self.kind
+
+    @property
+    def works(self) -> bool:
+        """Whether it computes anything, rather than only holding numbers."""
+        return bool(self.macs or self.output_elements or not self.counted)
+
+    def __add__(self, other: FloatPart) -> FloatPart:
+        return FloatPart(
+            self.name,
+            self.kind,
+            self.params + other.params,
+            self.bytes + other.bytes,
+            self.macs + other.macs,
+            self.input_elements + other.input_elements,
+            self.output_elements + other.output_elements,
+            self.counted and other.counted,
+        )
+
+
+FLOAT_WRITER = "(float)"
+"""Stands in a `Step` for a tensor computed in float32, whatever the formats of the layers; no module has this name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What is in activation memory while one operation runs.
 
     Attributes:
         name: the layer or graph node that runs.
         live: `(layer that wrote the tensor or None for a network input, elements per sample)`, inputs and outputs of
-            this operation and whatever a later one still needs.
+            this operation and whatever a later one still needs; `FLOAT_WRITER` for what was computed in float.
     """
 
     name: str
@@ -128,6 +179,7 @@ class Network:
     tensors: tuple[Tensor, ...]
     joins: tuple[Join, ...] = ()
     steps: tuple[Step, ...] = ()
+    float_parts: tuple[FloatPart, ...] = ()
 
     def __getitem__(self, name: str) -> LayerSpec:
         for layer in self.layers:
@@ -178,4 +230,5 @@ class Network:
             tuple(Tensor(**{**row, "consumers": tuple(row["consumers"])}) for row in doc["tensors"]),
             tuple(Join(**{**row, "others": pairs(row["others"])}) for row in doc["joins"]),
             tuple(Step(row["name"], pairs(row["live"])) for row in doc["steps"]),
+            tuple(FloatPart(**row) for row in doc.get("float_parts", ())),
         )
