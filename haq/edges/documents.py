@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import tomllib
@@ -20,6 +21,7 @@ LARGEST_FILE = 256 * 2**20
 """Bytes of a document, a table or an image: what is larger is not read."""
 LARGEST_JOURNAL = 2**30
 """Bytes of a journal, which grows with its run."""
+_LEFTOVER = re.compile(r"\.haq-[0-9a-f]{16}\.tmp")
 _CHECKSUM = "sha256"
 _DEEPEST = 64
 _TOO_DEEP = f"nested more than {_DEEPEST} deep"
@@ -194,6 +196,14 @@ def _new_file_beside(path: Path) -> tuple[int, Path]:
     """
     temporary = path.with_name(f".haq-{secrets.token_hex(8)}.tmp")
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), temporary
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder and the folders in it; nobody may be writing there."""
+    for path in folder.rglob(".haq-*.tmp"):
+        if _LEFTOVER.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def open_journal(path: Path) -> int:

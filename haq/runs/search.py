@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.edges.cells import csv_text
-from haq.edges.documents import write_json, write_text
+from haq.edges.documents import remove_leftovers, write_json, write_text
 from haq.edges.progress import Reporter, Silent, Stages
 from haq.evaluate import SplitEvaluator
 from haq.experiment.experiment import Experiment, Progress
@@ -113,6 +113,7 @@ def run_experiment(
             stages.reporter.note(f"warning: {doubt}")
     parallel = _parallel(experiment, folder / JOURNAL, resume=resume)
     with Journal.open(folder / JOURNAL, _setup(experiment, parallel), resume=resume) as journal:
+        remove_leftovers(folder)
         return folder, _run(experiment, folder, journal, stages, on_proposal, command=command, parallel=parallel)
 
 

@@ -132,3 +132,48 @@ def test_percentages_are_of_what_uniform_8_bit_costs(load) -> None:
     size = sum(experiment.cost_model.layer_cost(layer, eight).size_bytes for layer in layers)
     assert experiment.budgets["size_bytes"] == pytest.approx(0.4 * size)
     assert experiment.budgets["average_weight_bits"] == 4.0
+
+
+def test_a_rung_trains_so_many_steps_as_its_name_says(load) -> None:
+    experiment = load(
+        "evaluator.kind='qat'", "evaluator.qat.training_step='recording_options:step'", "evaluator.qat.steps=5"
+    )
+    policy = Policy.uniform(experiment.network.layer_names, Precision.parse("w4a8"))
+    counts = []
+    for rung in ("qat", "qat:2"):
+        recorded().clear()
+        assert experiment.evaluator("search", rung=rung)(policy).fidelity == rung
+        counts.append(len(recorded()))
+    assert counts[0] - counts[1] == 3
+
+
+def test_jointly_trained_weights_are_trained_once_for_all_policies(load) -> None:
+    experiment = load(
+        "evaluator.kind='shared'",
+        "evaluator.qat.training_step='recording_options:step'",
+        "evaluator.qat.samples=64",
+        "evaluator.qat.batch_size=32",
+    )
+    evaluator, counts = experiment.evaluator("search"), []
+    for bits in ("w4a8", "w8a8"):
+        assert evaluator(Policy.uniform(experiment.network.layer_names, Precision.parse(bits))).ok
+        counts.append(len(recorded()))
+    assert counts[0] == counts[1] > 0
+
+
+def test_amp_scores_in_bfloat16(load) -> None:
+    from haq.evaluate import METRICS
+
+    seen = []
+
+    def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        seen.append(outputs)
+        return METRICS["accuracy"](outputs, targets)
+
+    for amp in ("false", "true"):
+        experiment = load(f"evaluator.amp={amp}", "evaluator.samples=20")
+        experiment.__dict__["metric"] = metric
+        experiment.evaluator("search").float_measurement()
+    exact, rounded = seen
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, exact.bfloat16().float())

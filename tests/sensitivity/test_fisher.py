@@ -177,3 +177,35 @@ def test_several_outputs_and_a_layer_called_twice(two_heads, vectors):
     with torch.no_grad():
         expected = squared(net(vectors.inputs))
     assert np.mean([score[0]["body"]["int5"] for score in scores]) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compensation"),
+    [({"batch_norm": "reestimate"}, "batch_norm"), ({"bias_correction": True}, "bias"), ({}, "none")],
+    ids=["batch norm", "bias", "none"],
+)
+def test_what_the_settings_will_make_up_for_is_left_out_unasked(settings, compensation):
+    split = Split(rows(1, 96, 2, 5, 5), torch.arange(96) % 4)
+    model = quantize(seeded(Conv), split, **settings)
+
+    def score(**options):
+        found = METRICS["fisher"](model, formats_of(model, "int2"), split.batches(32), loss=F.cross_entropy, **options)
+        return found[0]["conv"]["int2"]
+
+    others = {"none", "bias", "batch_norm"} - {compensation}
+    assert score() == score(compensation=compensation)
+    assert all(score() != score(compensation=other) for other in others)
+
+
+def test_bias_correction_of_a_linear_layer_over_positions_is_by_feature():
+    """One vector at all samples and positions: its error is one shift per feature, which the bias takes away."""
+    inputs = rows(5, 1, 1, 6).expand(40, 3, 6).contiguous()
+    split = Split(inputs, rows(6, 40, 3, 4))
+    model = quantize(seeded(lambda: nn.Sequential(nn.Linear(6, 4))), split)
+
+    def score(compensation):
+        formats = formats_of(model, "int2")
+        weights, _ = METRICS["fisher"](model, formats, split.batches(20), loss=F.mse_loss, compensation=compensation)
+        return weights["0"]["int2"]
+
+    assert score("bias") < 1e-9 * score("none")

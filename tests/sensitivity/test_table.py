@@ -11,7 +11,7 @@ from torch import nn
 
 from haq.quant import correct_bias, reestimate_batch_norm
 from haq.sensitivity import METRICS, SensitivityTable, sensitivity_table
-from haq.sensitivity.base import monotone
+from haq.sensitivity.base import monotone, table_signature
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.policy import Policy
@@ -251,3 +251,13 @@ def test_a_layer_loses_by_its_weights_and_by_its_input():
     made = SensitivityTable("sqnr", "s", {"fc": {"int4": 0.5, "int8": 0.25}}, {"fc": {"int4": 4.0, "int8": 2.0}}, {})
     assert made.of("fc", Precision.parse("w4a8")) == 2.5
     assert made.of("fc", Precision.parse("w8a4")) == 4.25
+
+
+def test_the_shape_of_the_data_is_in_the_signature():
+    net = torch.nn.Sequential(nn.Conv1d(2, 3, 1))
+    signatures = []
+    for shape in ((8, 2, 6), (4, 2, 12)):
+        split = Split(torch.arange(96.0).reshape(shape), torch.zeros(shape[0], 3, shape[2]))
+        model = quantize(net, Split(torch.ones(4, 2, 3), torch.zeros(4)))
+        signatures.append(table_signature(model, {}, split, {}))
+    assert signatures[0] != signatures[1]
