@@ -4,17 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from haq.problem.problem import load_problem
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "reference"
+DATA = ROOT / "tests" / "data"
 
 
 def run(script: str, data: str, out: Path) -> subprocess.CompletedProcess[str]:
-    if not (DATA / data).exists():
-        pytest.skip(f"{data} is not here")
     command = [sys.executable, str(ROOT / "scripts" / script), str(DATA / data), "--write-problems", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
