@@ -82,7 +82,8 @@ def export_policy(
         experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
     policy = experiment.load_policy(path)
     model = experiment.fine_tuner.model if trains else experiment.quantized
-    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
+    ranges = options.integer_outputs or chosen.calibrates
+    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if ranges else 2).inputs
 
     def write(file: Path) -> None:
         export(model, experiment.model, file, inputs=inputs, format=format, options=options)
@@ -111,6 +112,34 @@ def export_policy(
         if failures:
             document["check"]["cause"] = _cause(out, compared, tolerance)
     return document
+
+
+def evaluate_integer(experiment: Experiment, source: Path, *, samples: int | None = None) -> dict[str, Any]:
+    """Score a policy in integers only, beside the quantized model that the search scores.
+
+    Args:
+        experiment: gives model, data and quantization settings.
+        source: a policy file.
+        samples: of the search split, from its start; all by default.
+
+    Returns:
+        `measurement` of the quantized model, and as `integer` what `Comparison` says of the engine against it.
+
+    Raises:
+        InputError: see `export_policy`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "integer.safetensors"
+        document = export_policy(experiment, source, file, format="integer", check=True, samples=samples)
+    return {
+        "schema_version": 1,
+        "metric": experiment.config.evaluator.metric,
+        "split": "search",
+        "engine": "integer",
+        "score": document["check"]["exported_score"],
+        "measurement": document["measurement"],
+        "integer": document["check"],
+    }
 
 
 @dataclass(frozen=True)
