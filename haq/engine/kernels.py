@@ -117,7 +117,9 @@ def _sign(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], 
 
 def _ternary(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:
     x, threshold = operands[0] - read[0].zero_point, node.attributes["threshold"]
-    return (x > threshold).int() - (-x > threshold).int()
+    above: Tensor = x > threshold
+    below: Tensor = -x > threshold
+    return above.int() - below.int()
 
 
 def _table(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:
