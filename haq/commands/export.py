@@ -13,6 +13,7 @@ from torch import Tensor
 from haq.deployed.check import LOOSE_TOLERANCE, TOLERANCE, Comparison, compare
 from haq.edges.documents import read_json
 from haq.export import ExportOptions, Runner, export, exporter
+from haq.hardware.costs import cost_report
 from haq.quant import QuantizedModel
 from haq.quant.nested import map_tensors
 from haq.training import TrainableModel
@@ -61,7 +62,8 @@ def export_policy(
         tolerance: of the check, see `Comparison.failures`; default: 0.02, with `integer_outputs` 0.1.
 
     Returns:
-        `file`, `format`, `bytes`; `measurement` on the search split and the `search_score` that the search found there,
+        `file`, `format`, `bytes` and the `predicted_bytes` of the policy (`size_bytes`, `None` where the device does
+        not run it); `measurement` on the search split and the `search_score` that the search found there,
         if the policy's file says so; with `check` also `check` (see `Comparison`, with `tolerance`, `passed`,
         `failures` and their `cause`) and, for onnx, `kernels`: layer -> its precision, the operator that ONNX Runtime
         runs for it, and whether that `runs_as` integers or float32.
@@ -96,6 +98,7 @@ def export_policy(
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     write(out)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
+    document["predicted_bytes"] = _predicted_bytes(experiment, policy)
     document |= {"measurement": measurement.to_doc(), "search_score": _search_score(path)}
     if not check or chosen.load is None:
         return document
@@ -112,6 +115,13 @@ def export_policy(
         if failures:
             document["check"]["cause"] = _cause(out, compared, tolerance)
     return document
+
+
+def _predicted_bytes(experiment: Experiment, policy: Policy) -> float | None:
+    try:
+        return cost_report(experiment.network, experiment.cost_model, policy).totals["size_bytes"]
+    except InputError:
+        return None
 
 
 def evaluate_integer(experiment: Experiment, source: Path, *, samples: int | None = None) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def _load_torch(path: Path, model: nn.Module) -> Runner:
 def _save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
     from haq.export.onnx.model import save_onnx
 
-    save_onnx(model, state, inputs, path, **asdict(options))
+    of_onnx = EXPORTERS["onnx"].options
+    save_onnx(model, state, inputs, path, **{name: value for name, value in asdict(options).items() if name in of_onnx})
 
 
 def _load_onnx(path: Path, model: nn.Module) -> Runner:
