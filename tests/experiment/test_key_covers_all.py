@@ -47,7 +47,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "model.checkpoint": ({}, {"model.checkpoint": "other.safetensors"}),
     "model.float_modules": ({}, {"model.float_modules": ["fc1"]}),
     "data.targets": ({"evaluator.metric": "mine_of_keys:other", "evaluator.loss": "mine_of_keys:loss"},
-                     {"data.targets": "float_model"}),
+                     {"data.targets": "float_probabilities"}),
     "evaluator.metric": ({}, {"evaluator.metric": "mine_of_keys:other"}),
     "evaluator.loss": ({}, {"evaluator.loss": "mine_of_keys:loss"}),
     "evaluator.qat.training_step": ({}, {"evaluator.qat.training_step": "mine_of_keys:step"}),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from haq.experiment.experiment import Experiment
+from haq.hardware.costs import cost_report
 from haq.quant.nested import Batches
 from haq.values.formats import Precision
 from haq.values.policy import Policy
@@ -128,9 +129,9 @@ def test_an_accuracy_drop_lowers_the_floor(load) -> None:
 
 def test_percentages_are_of_what_uniform_8_bit_costs(load) -> None:
     experiment = load("budgets.size_bytes='40%'", "budgets.average_weight_bits='50%'")
-    layers, eight = experiment.network.layers, Precision.parse("w8a8")
-    size = sum(experiment.cost_model.layer_cost(layer, eight).size_bytes for layer in layers)
-    assert experiment.budgets["size_bytes"] == pytest.approx(0.4 * size)
+    eight = Policy.uniform(experiment.network.layer_names, Precision.parse("w8a8"))
+    totals = cost_report(experiment.network, experiment.cost_model, eight).totals
+    assert experiment.budgets["size_bytes"] == pytest.approx(0.4 * totals["size_bytes"])
     assert experiment.budgets["average_weight_bits"] == 4.0
 
 

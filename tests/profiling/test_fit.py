@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from networks import residual
 
-from haq.profiling.fit import KINDS, fit, fit_layers, left_out_errors, prior, shares
+from haq.profiling.fit import KINDS, Sample, fit, fit_layers, left_out_errors, prior, shares
 from haq.profiling.machine import features
 from haq.profiling.policies import anchors, mixed_policies
 from haq.values.formats import Precision
@@ -83,3 +83,20 @@ def test_without_a_profile_layers_are_fitted_to_end_to_end_times():
     errors = [abs(found.predict(entry) / entry.ms - 1) for entry in samples(held_out)]
     assert sum(errors) / len(errors) < 0.03
     assert sum(prior(NETWORK).values()) == pytest.approx(1)
+
+
+def test_what_the_all_low_network_converts_is_no_layers_time():
+    """Layers a, b: 10 and 20 ms in float, 4 and 6 in low precision; 3 ms to convert down, 5 to convert up."""
+
+    def sample(low, down, up, ms):
+        counts = {"switch_down": (down, 0), "switch_up": (up, 0), "join_down": (0, 0), "join_up": (0, 0)}
+        return Sample(frozenset(low), counts, ms)
+
+    top, bottom = sample("", 0, 0, 30.0), sample("ab", 1, 0, 13.0)
+    mixed = [sample("a", 1, 1, 32.0), sample("b", 1, 0, 19.0)] * 20
+    found = fit({"a": 1 / 3, "b": 2 / 3}, {"a": 0.4, "b": 0.6}, (top, bottom), mixed)
+    assert found.fixed["switch_down"] == pytest.approx(3.0, rel=0.03)
+    assert found.fixed["switch_up"] == pytest.approx(5.0, rel=0.03)
+    assert found.low == pytest.approx({"a": 4.0, "b": 6.0}, rel=0.03)
+    for entry in (top, bottom, *mixed[:2]):
+        assert found.predict(entry) == pytest.approx(entry.ms, rel=0.01)

@@ -120,3 +120,40 @@ def test_bias_correction_of_a_linear_layer_over_positions_is_by_feature():
     correct_bias(model)
     assert model.policy == Policy({"fc": Precision.parse("w2a8")})
     assert float((model(inputs).mean((0, 1)) - wanted).abs().max()) < 1e-5 < float(before)
+
+
+def test_folding_counts_the_epsilon_of_batch_norm():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, eps=0.5)).eval()
+    inputs = torch.randn(32, 6)
+    folded = QuantizedModel(net, quantization=QuantizationConfig(batch_norm="fold"), calibration=[(inputs, inputs)])
+    folded.apply(Policy({"0": Precision.parse("w16a16")}))
+    assert torch.allclose(folded(inputs), net(inputs), atol=1e-3)
+
+
+def test_the_settings_reach_the_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(400, 3)).eval()
+    inputs = torch.randn(8, 400)
+    settings = {"weight_scheme": "affine", "weight_calibration": "percentile", "percentile": 80.0}
+    model = QuantizedModel(net, quantization=QuantizationConfig(**settings), calibration=[(inputs, inputs)])
+    own = net[0].weight.detach()
+    expected = weight(own, "int4", method="percentile", percentile=80.0)(own)
+    assert torch.equal(model.quantized_weight("0", Format.integer(4)), expected)
+
+
+class Twice(nn.Module):
+    """`a` reads x and then y, `b` reads x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(self.a(x)) + self.b(x)
+
+
+def test_a_layer_that_reads_other_tensors_too_leads_nobody():
+    inputs = torch.randn(8, 4)
+    model = QuantizedModel(Twice().eval(), calibration=[(inputs, inputs)])
+    assert model.input_leaders == {"a": "a", "b": "b"}

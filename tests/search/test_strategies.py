@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from reference import assignments, optima, price, random_problem
 from toys import named
@@ -27,6 +28,30 @@ def test_toys_are_right(name: str) -> None:
     priced = [price(doc, policy) for policy in assignments(doc)]
     within = [costs for costs in priced if all(costs[m] <= bound for m, bound in doc["budgets"].items())]
     assert (optima(doc), len(within)) == ([toy.optimum], toy.policies)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_single_change_within_budget_improves_the_greedy_policy(seed: int) -> None:
+    doc = random_problem(seed)
+    problem = Problem.from_doc(doc)
+    try:
+        (policy,) = Greedy(problem).suggest(1)
+    except InfeasibleError:
+        pytest.skip("nothing within budget")
+    own = problem.objective_value(policy)
+    every = (Policy({name: problem.choices(name)[index] for name, index in row.items()}) for row in assignments(doc))
+    others = [other for other in every if sum(other[name] != policy[name] for name in policy) == 1]
+    allowed = [other for other in others if not problem.violation(other)]
+    assert all(problem.objective_value(other) >= own - 1e-9 * abs(own) for other in allowed)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_staying_where_one_is_is_no_move(name: str) -> None:
+    problem = TOYS[name].problem
+    (policy,) = Uniform(problem).suggest(1) or [uniform_policies(problem)[0]]
+    assignment, tables = problem.assignment(policy), problem.tables
+    _, over, _ = problem.near.price(assignment)
+    assert np.isinf(over[tables.start[:-1] + assignment]).all()
 
 
 class OverBudget(SearchStrategy):

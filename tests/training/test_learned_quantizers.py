@@ -14,6 +14,7 @@ from haq.quant.formats.binary import Binary
 from haq.quant.formats.integer import PerRowInteger, PerTensorInteger, integer_limits
 from haq.quant.formats.ternary import Ternary
 from haq.training import TrainableQuantizer
+from haq.training.gradients import learned_sign
 from haq.training.learned_quantizers import PACT, DoReFa, LearnedStep, StraightThrough
 from haq.training.low_bit_quantizers import (
     BinaryActivation,
@@ -240,3 +241,25 @@ def test_half_precision_activations_get_the_float_gradients() -> None:
     full = gradients(started(LearnedStep(None), activation(4, "affine"), x, weight=False), x.float(), upstream.float())
     torch.testing.assert_close(half[0].float(), full[0], rtol=0, atol=0)
     torch.testing.assert_close(half[1][0], full[1][0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_stays_above_zero() -> None:
+    quantizer = LearnedStep(2)
+    with torch.no_grad():
+        quantizer.step.copy_(torch.tensor([[-0.5], [0.0]]))
+    quantizer.bounded()
+    assert quantizer.step[0].item() == 0.5
+    assert quantizer.step[1].item() > 0
+
+
+def test_a_compiler_gets_the_same_gradients_of_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        x = torch.linspace(-2.0, 2.0, 41).requires_grad_()
+        scale = torch.tensor(0.75, requires_grad=True)
+        result = learned_sign(x, scale, torch.tensor(0.5))
+        (result * torch.arange(41.0)).sum().backward()
+        found.append((result.detach(), x.grad, scale.grad))
+    for own, composed in zip(*found, strict=True):
+        assert torch.allclose(own, composed)
