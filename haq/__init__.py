@@ -9,6 +9,8 @@ from haq.edges.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from haq import evaluate, lint, search, sensitivity
+    from haq.api import SearchResult, cost, inspect, profile
     from haq.experiment.config import ExperimentConfig, load_experiment
     from haq.experiment.experiment import Experiment
     from haq.export import load_quantized
@@ -37,19 +39,28 @@ __all__ = [
     "Precision",
     "Problem",
     "QuantizedModel",
+    "SearchResult",
     "SearchStrategy",
     "Split",
     "Trial",
+    "cost",
+    "evaluate",
+    "inspect",
+    "lint",
     "load_experiment",
     "load_problem",
     "load_profile",
     "load_quantized",
+    "profile",
     "run_experiment",
+    "search",
+    "sensitivity",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "haq.api": ("SearchResult", "cost", "inspect", "profile"),
         "haq.experiment.config": ("ExperimentConfig", "load_experiment"),
         "haq.experiment.experiment": ("Experiment",),
         "haq.export": ("load_quantized",),
@@ -65,4 +76,5 @@ __getattr__, __dir__ = lazy_names(
         "haq.values.trial": ("Measurement", "Trial"),
         "haq.zoo": ("DataSplits", "Split"),
     },
+    rooms=("evaluate", "lint", "search", "sensitivity"),
 )

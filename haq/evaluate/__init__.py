@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from haq.edges.lazy import lazy_names
+from haq.edges.lazy import callable_room, lazy_names
 
 if TYPE_CHECKING:
     from haq.evaluate.base import LOSSES, METRICS, Evaluator
@@ -34,3 +34,5 @@ __getattr__, __dir__ = lazy_names(
         "haq.evaluate.scoring": ("Scoring", "SplitEvaluator"),
     },
 )
+
+callable_room(__name__, "haq.api", "evaluate")

@@ -17,8 +17,10 @@ BUDGET_KEYS = (*METRICS, "average_weight_bits", "sensitivity", "accuracy_drop")
 class SpaceConfig(Section):
     """Which precisions the search may choose from: what is asked for here, restricted to what the device supports."""
 
-    weights: tuple[str, ...] = ("int2", "int4", "int8")
-    activations: tuple[str, ...] = ("int8",)
+    weights: tuple[str, ...] = ()
+    """Formats; left out: those that the device accelerates, layer by layer."""
+    activations: tuple[str, ...] = ()
+    """Likewise."""
     layers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Layer name or glob pattern -> precisions (`["w8a8"]`), in place of the product above; the last match counts."""
     first_last: tuple[str, ...] = ()

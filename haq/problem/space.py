@@ -37,6 +37,9 @@ class Capabilities(Protocol):
     def supported(self, layer: LayerSpec) -> tuple[Precision, ...]:
         """What the device runs `layer` in."""
 
+    def accelerated(self, layer: LayerSpec, precision: Precision) -> bool:
+        """Whether it is fast in that precision."""
+
 
 _DRAWS = 1000
 """Draws until one meets ties of precisions and of activations that overlap."""
@@ -178,7 +181,9 @@ def _check_formats(network: Network, config: SpaceConfig, device: Capabilities) 
             )
 
 
-def _asked(layer: LayerSpec, network: Network, config: SpaceConfig) -> tuple[str, tuple[Precision, ...]]:
+def _asked(
+    layer: LayerSpec, network: Network, config: SpaceConfig, device: Capabilities
+) -> tuple[str, tuple[Precision, ...]]:
     """The key that decides about a layer, and the precisions it asks for."""
     if layer.name in config.layers:
         return f"layers.{layer.name}", tuple(Precision.parse(name) for name in config.layers[layer.name])
@@ -187,12 +192,26 @@ def _asked(layer: LayerSpec, network: Network, config: SpaceConfig) -> tuple[str
     patterns = [pattern for pattern in config.layers if fnmatchcase(layer.name, pattern)]
     if patterns:
         return f"layers.{patterns[-1]}", tuple(Precision.parse(name) for name in config.layers[patterns[-1]])
+    if not (config.weights and config.activations):
+        return "weights x activations", _accelerated(layer, config, device)
     formats = product(config.weights, config.activations)
     return "weights x activations", tuple(Precision(Format.parse(w), Format.parse(a)) for w, a in formats)
 
 
+def _accelerated(layer: LayerSpec, config: SpaceConfig, device: Capabilities) -> tuple[Precision, ...]:
+    """What the device runs fast, else all that it runs, of the formats that are named."""
+    supported = device.supported(layer)
+    fitting = [
+        precision
+        for precision in supported
+        if (not config.weights or precision.weight.name in config.weights)
+        and (not config.activations or precision.activation.name in config.activations)
+    ]
+    return tuple(precision for precision in fitting if device.accelerated(layer, precision)) or tuple(fitting)
+
+
 def _choices(layer: LayerSpec, network: Network, config: SpaceConfig, device: Capabilities) -> tuple[Precision, ...]:
-    key, asked = _asked(layer, network, config)
+    key, asked = _asked(layer, network, config, device)
     supported = device.supported(layer)
     choices = tuple(sorted(set(asked) & set(supported)))
     if not choices:

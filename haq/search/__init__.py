@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from haq.edges.lazy import lazy_names
+from haq.edges.lazy import callable_room, lazy_names
 
 if TYPE_CHECKING:
     from haq.search.loop import run_search
@@ -62,3 +62,5 @@ __getattr__, __dir__ = lazy_names(
         "haq.search.strategy": ("SearchStrategy", "check_options"),
     },
 )
+
+callable_room(__name__, "haq.api", "search")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from haq.edges.lazy import lazy_names
+from haq.edges.lazy import callable_room, lazy_names
 
 if TYPE_CHECKING:
     from haq.sensitivity.base import Metric, SensitivityTable
@@ -28,3 +28,5 @@ __getattr__, __dir__ = lazy_names(
         "haq.sensitivity.table": ("METRICS", "sensitivity_table"),
     },
 )
+
+callable_room(__name__, "haq.api", "sensitivity")

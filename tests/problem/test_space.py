@@ -46,7 +46,9 @@ ANY = Device(lambda layer: " ".join(f"w{w}a{a}" for w in (2, 4, 8) for a in (4, 
 
 
 def space(device: Device = ANY, **config: Any) -> SearchSpace:
-    return build_space(NETWORK, SpaceConfig(**config), device)
+    return build_space(
+        NETWORK, SpaceConfig(**{"weights": ("int2", "int4", "int8"), "activations": ("int8",), **config}), device
+    )
 
 
 def test_the_product_of_the_formats_asked_for() -> None:
