@@ -3,6 +3,7 @@
     python tests/mutation/run.py                       # all faults: about an hour on one core
     python tests/mutation/run.py quant hardware        # some rooms
     python tests/mutation/run.py --shard 1/4 --out mutations.json
+    python tests/mutation/run.py --again mutations.json     # only what survived, after tests were added
 
 A fault is killed when a test fails, survives when all pass, and is undecided when they take too long or when they fail
 without it. The last lines are a table per room and the survivors. Libraries are imported once and each run is a fork.
@@ -170,6 +171,11 @@ def table(results: Sequence[tuple[Fault, str, float]]) -> str:
     return "\n".join(lines)
 
 
+def _earlier(path: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    return [row for row in rows if row["outcome"] == "killed"]
+
+
 def main() -> int:
     """Run the command line; exit code 1 below 90 %."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -178,13 +184,18 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose text or file holds this")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one fault")
     parser.add_argument("--out", type=Path, help="results as JSON")
+    parser.add_argument(
+        "--again", type=Path, nargs="*", default=[], help="earlier results: what they killed is not run"
+    )
     options = parser.parse_args()
     part, parts = map(int, options.shard.split("/"))
     chosen = [fault for fault in faults(options.rooms) if options.only in f"{fault.file} {fault.what}"][
         part - 1 :: parts
     ]
-    results = []
-    for fault, found, seconds in run(chosen, timeout=options.timeout):
+    killed = {entry["what"] + entry["file"] for path in options.again for entry in _earlier(path)}
+    results = [(fault, "killed", 0.0) for fault in chosen if fault.what + fault.file in killed]
+    left = [fault for fault in chosen if fault.what + fault.file not in killed]
+    for fault, found, seconds in run(left, timeout=options.timeout):
         results.append((fault, found, seconds))
         print(f"{found:9s} {seconds:6.1f} s  {fault.file}: {fault.what}", flush=True)
         if options.out:
