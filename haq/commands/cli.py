@@ -156,9 +156,29 @@ def cost(experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = 
 
 @app.command()
 def evaluate(
-    experiment: ExperimentFile, policy: PolicyFile, overrides: Overrides = None, no_cache: NoCache = False
+    experiment: ExperimentFile,
+    policy: PolicyFile,
+    overrides: Overrides = None,
+    no_cache: NoCache = False,
+    engine: Annotated[
+        str, typer.Option(help="float: as the search scores it; integer: in integers only, compared with that.")
+    ] = "float",
+    samples: Annotated[int | None, typer.Option(min=1, help="integer: how many samples, from the start.")] = None,
 ) -> None:
     """Measure a policy on the search split and print its score and costs as JSON."""
+    if engine not in ("float", "integer"):
+        raise InputError(f"--engine {engine!r}: unknown; known: float, integer")
+    if samples is not None and engine != "integer":
+        raise InputError("--samples: is for --engine integer; leave it out, or set evaluator.samples")
+    if engine == "integer":
+        with running() as bars:
+            from haq.commands.export import evaluate_integer
+
+            pieces = experiment_of(experiment, overrides)
+            bars.stage("measuring the policy in integers")
+            found = evaluate_integer(pieces, policy, samples=samples)
+        print_json(found)
+        return
     with running() as bars:
         from haq.experiment.workers import open_executor
         from haq.hardware.costs import cost_report
@@ -212,7 +232,8 @@ def export(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_POLICY", help="Run folder, or policy file (JSON).")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[
-        str, typer.Option(help="onnx or torch; for other tools: ort-overrides, torchao, modelopt, aimet, qonnx.")
+        str,
+        typer.Option(help="onnx, torch or integer; for other tools: ort-overrides, torchao, modelopt, aimet, qonnx."),
     ],
     experiment: Annotated[
         Path | None, typer.Option(help="Experiment file; default: the one that the run folder holds.")
@@ -231,6 +252,12 @@ def export(
     target_cpu: Annotated[
         str, typer.Option(help="onnx: any, or vnni: faster there, and wrong on x86 processors without VNNI.")
     ] = "any",
+    rounding: Annotated[
+        str, typer.Option(help="integer: how rescaling rounds: half_away, half_even, half_up or gemmlowp.")
+    ] = "half_away",
+    nonlinear: Annotated[
+        str, typer.Option(help="integer: GELU and softmax by a table or a polynomial (I-BERT's).")
+    ] = "table",
     as_json: AsJson = False,
 ) -> None:
     """Write a policy's quantized model as a file that runs without haq. A failed --check exits with 4."""
@@ -248,7 +275,7 @@ def export(
             source,
             out,
             format=format,
-            options=ExportOptions(pack, integer_outputs, target_cpu),
+            options=ExportOptions(pack, integer_outputs, target_cpu, rounding, nonlinear),
             check=check,
             samples=samples,
             tolerance=tolerance,

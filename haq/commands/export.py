@@ -13,6 +13,7 @@ from torch import Tensor
 from haq.deployed.check import LOOSE_TOLERANCE, TOLERANCE, Comparison, compare
 from haq.edges.documents import read_json
 from haq.export import ExportOptions, Runner, export, exporter
+from haq.hardware.costs import cost_report
 from haq.quant import QuantizedModel
 from haq.quant.nested import map_tensors
 from haq.training import TrainableModel
@@ -61,7 +62,8 @@ def export_policy(
         tolerance: of the check, see `Comparison.failures`; default: 0.02, with `integer_outputs` 0.1.
 
     Returns:
-        `file`, `format`, `bytes`; `measurement` on the search split and the `search_score` that the search found there,
+        `file`, `format`, `bytes` and the `predicted_bytes` of the policy (`size_bytes`, `None` where the device does
+        not run it); `measurement` on the search split and the `search_score` that the search found there,
         if the policy's file says so; with `check` also `check` (see `Comparison`, with `tolerance`, `passed`,
         `failures` and their `cause`) and, for onnx, `kernels`: layer -> its precision, the operator that ONNX Runtime
         runs for it, and whether that `runs_as` integers or float32.
@@ -82,7 +84,8 @@ def export_policy(
         experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))
     policy = experiment.load_policy(path)
     model = experiment.fine_tuner.model if trains else experiment.quantized
-    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if options.integer_outputs else 2).inputs
+    ranges = options.integer_outputs or chosen.calibrates
+    inputs = experiment.given_data.train.head(_RANGE_SAMPLES if ranges else 2).inputs
 
     def write(file: Path) -> None:
         export(model, experiment.model, file, inputs=inputs, format=format, options=options)
@@ -95,6 +98,7 @@ def export_policy(
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     write(out)
     document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
+    document["predicted_bytes"] = _predicted_bytes(experiment, policy)
     document |= {"measurement": measurement.to_doc(), "search_score": _search_score(path)}
     if not check or chosen.load is None:
         return document
@@ -111,6 +115,41 @@ def export_policy(
         if failures:
             document["check"]["cause"] = _cause(out, compared, tolerance)
     return document
+
+
+def _predicted_bytes(experiment: Experiment, policy: Policy) -> float | None:
+    try:
+        return cost_report(experiment.network, experiment.cost_model, policy).totals["size_bytes"]
+    except InputError:
+        return None
+
+
+def evaluate_integer(experiment: Experiment, source: Path, *, samples: int | None = None) -> dict[str, Any]:
+    """Score a policy in integers only, beside the quantized model that the search scores.
+
+    Args:
+        experiment: gives model, data and quantization settings.
+        source: a policy file.
+        samples: of the search split, from its start; all by default.
+
+    Returns:
+        `measurement` of the quantized model, and as `integer` what `Comparison` says of the engine against it.
+
+    Raises:
+        InputError: see `export_policy`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "integer.safetensors"
+        document = export_policy(experiment, source, file, format="integer", check=True, samples=samples)
+    return {
+        "schema_version": 1,
+        "metric": experiment.config.evaluator.metric,
+        "split": "search",
+        "engine": "integer",
+        "score": document["check"]["exported_score"],
+        "measurement": document["measurement"],
+        "integer": document["check"],
+    }
 
 
 @dataclass(frozen=True)

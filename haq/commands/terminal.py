@@ -211,7 +211,9 @@ def show_export(document: dict[str, Any]) -> None:
             print_out(f"check FAILED, tolerance {100 * found['tolerance']:g} %: {'; '.join(found['failures'])}")
             if "cause" in found:
                 print_out(f"cause: {found['cause']}")
-    print_out(f"{document['format']} file: {document['file']} ({document['bytes']:,} bytes)")
+    predicted = document["predicted_bytes"]
+    beside = "" if predicted is None else f"; size_bytes, weights alone: {predicted:,.0f}"
+    print_out(f"{document['format']} file: {document['file']} ({document['bytes']:,} bytes{beside})")
 
 
 def show_profile(document: dict[str, Any]) -> None:

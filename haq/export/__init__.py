@@ -34,11 +34,15 @@ class ExportOptions:
         integer_outputs: 8-bit layers write 8-bit tensors, so that integer kernels run throughout.
         target_cpu: `any`: weights are stored so that no kernel saturates. `vnni`: signed weights throughout, which
             processors with VNNI (or Arm's dot product) compute exactly and faster, and other x86 processors not.
+        rounding: of rescaling in integers, in `haq.engine.dyadic.ROUNDINGS`.
+        nonlinear: GELU and softmax in integers: `table` or `polynomial`.
     """
 
     pack: bool = False
     integer_outputs: bool = False
     target_cpu: str = "any"
+    rounding: str = "half_away"
+    nonlinear: str = "table"
 
     def asked(self) -> tuple[str, ...]:
         defaults = asdict(ExportOptions())
@@ -54,12 +58,14 @@ class Exporter:
         load: `(path, float model)`: what computes the file's outputs; `None` where another tool has to.
         packages: what must be installed.
         options: those of `ExportOptions` that it knows.
+        calibrates: whether it takes ranges from the example inputs.
     """
 
     save: Callable[[nn.Module, ModelState, Any, Path, ExportOptions], None]
     load: Callable[[Path, nn.Module], Runner] | None
     packages: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    calibrates: bool = False
 
 
 def _save_torch(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
@@ -74,7 +80,8 @@ def _load_torch(path: Path, model: nn.Module) -> Runner:
 def _save_onnx(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
     from haq.export.onnx.model import save_onnx
 
-    save_onnx(model, state, inputs, path, **asdict(options))
+    of_onnx = EXPORTERS["onnx"].options
+    save_onnx(model, state, inputs, path, **{name: value for name, value in asdict(options).items() if name in of_onnx})
 
 
 def _load_onnx(path: Path, model: nn.Module) -> Runner:
@@ -102,7 +109,21 @@ def _save_document(name: str) -> Callable[[nn.Module, ModelState, Any, Path, Exp
     return save
 
 
+def _save_integer(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
+    from haq.engine import LoweringOptions, lower, save_integer
+
+    chosen = LoweringOptions(rounding=options.rounding, nonlinear=options.nonlinear)
+    save_integer(lower(model, state, inputs, chosen), path)
+
+
+def _load_integer(path: Path, model: nn.Module) -> Runner:
+    from haq.engine import IntegerRunner, load_integer
+
+    return IntegerRunner(load_integer(path))
+
+
 _PLAIN = ExportOptions()
+_INTEGER_OPTIONS = ("rounding", "nonlinear")
 TARGET_CPUS = ("any", "vnni")
 
 EXPORTERS: dict[str, Exporter] = {
@@ -110,6 +131,7 @@ EXPORTERS: dict[str, Exporter] = {
         _save_onnx, _load_onnx, packages=("onnx", "onnxruntime"), options=("pack", "integer_outputs", "target_cpu")
     ),
     "torch": Exporter(_save_torch, _load_torch),
+    "integer": Exporter(_save_integer, _load_integer, options=_INTEGER_OPTIONS, calibrates=True),
     "ort-overrides": Exporter(_save_overrides, None, packages=("onnx", "onnxruntime")),
     "qonnx": Exporter(_save_qonnx, None, packages=("onnx",)),
     **{name: Exporter(_save_document(name), None) for name in DOCUMENTS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from haq.deployed.state import IntegerWeight, LayerState, ModelState, restore
 from haq.edges.documents import check_file, parse_json, to_json, write_bytes
 from haq.edges.user_code import describe
+from haq.export.packing import Coding
 from haq.quant import Quantizer
 from haq.quant.formats.binary import Binary
 from haq.quant.formats.half import float_quantizer
@@ -31,28 +33,34 @@ _CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
 def save_torch(state: ModelState, path: Path) -> None:
     """Write `state` to `path`.
 
-    Tensors: `<layer>.weight_codes.<i>` (int8, or uint8, int16, int32 where they need it, `[rows, n]`),
-    `<layer>.weight_scale.<i>` and `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each block i of rows that share a
-    scale, and the rest of the state dict under its own names. The metadata entry `haq` is a JSON document: policy,
-    quantization settings, activation ranges, folded batch norms.
+    Tensors: `<layer>.weight_codes.<i>` (packed, see `haq.export.packing`; int32 `[rows, n]` above 16 bits),
+    `<layer>.weight_scale.<i>` and, where they are not all zero, `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each
+    block i of rows that share a scale, and the rest of the state dict under its own names. The metadata entry `haq` is
+    a JSON document: policy, quantization settings, how codes are packed, activation ranges, folded batch norms.
 
     Raises:
         InputError: the file cannot be written.
     """
     tensors = {name: _stored(name, tensor, state) for name, tensor in state.tensors.items()}
+    packed: dict[str, Any] = {}
     for name, layer in state.layers.items():
         if layer.weight is None:
             continue
+        coding = Coding.of(layer.weight, layer.precision.weight)
         for index, (codes, scale, zero) in enumerate(layer.weight.blocks):
-            tensors[f"{name}.{_CODES}.{index}"] = _narrowest(codes).contiguous()
+            tensors[f"{name}.{_CODES}.{index}"] = codes.clone() if coding is None else coding.pack(codes)
             tensors[f"{name}.{_SCALE}.{index}"] = scale.clone()
-            tensors[f"{name}.{_ZERO}.{index}"] = zero.clone()
+            if bool(zero.any()):
+                tensors[f"{name}.{_ZERO}.{index}"] = _narrowest(zero).contiguous()
+        if coding is not None:
+            packed[name] = {**asdict(coding), "shapes": [list(codes.shape) for codes, _, _ in layer.weight.blocks]}
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "policy": state.policy.to_doc(),
         "quantization": state.quantization.model_dump(mode="json"),
         "inputs": {name: _quantizer_doc(layer.input) for name, layer in state.layers.items()},
         "folded_batch_norms": list(state.folded),
+        "packed": packed,
     }
     write_bytes(path, save(tensors, metadata={_KEY: to_json(document)}))
 
@@ -100,18 +108,24 @@ def _stored(name: str, tensor: Tensor, state: ModelState) -> Tensor:
 
 
 def _state(model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor]) -> ModelState:
-    if document.get("schema_version") != 1:
-        raise InputError(f"schema_version {document.get('schema_version')!r} is unknown; this haq reads 1")
+    if document.get("schema_version") not in (1, 2):
+        raise InputError(f"schema_version {document.get('schema_version')!r} is unknown; this haq reads 1 and 2")
     quantization = QuantizationConfig.model_validate(document["quantization"])
     layers = {}
     for name, precision in Policy.from_doc(document["policy"]).items():
-        weight = _take_weight(model, name, precision, tensors, quantization)
+        packing = document["packed"].get(name) if document["schema_version"] == 2 else None
+        weight = _take_weight(model, name, precision, tensors, quantization, packing)
         layers[name] = LayerState(precision, weight, _quantizer(precision, document["inputs"][name]))
     return ModelState(layers, tensors, tuple(document["folded_batch_norms"]), quantization)
 
 
 def _take_weight(
-    model: nn.Module, name: str, precision: Precision, tensors: dict[str, Tensor], quantization: QuantizationConfig
+    model: nn.Module,
+    name: str,
+    precision: Precision,
+    tensors: dict[str, Tensor],
+    quantization: QuantizationConfig,
+    packing: dict[str, Any] | None,
 ) -> IntegerWeight | None:
     """Move a layer's integer weight out of `tensors`."""
     if float_quantizer(precision.weight) is not None:
@@ -127,8 +141,12 @@ def _take_weight(
     layout = WeightLayout.of(module, weight, quantization)
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     while f"{name}.{_CODES}.{len(blocks)}" in tensors:
-        codes, scale, zero = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE, _ZERO))
-        blocks.append((codes.to(torch.int32), scale, zero))
+        codes, scale = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE))
+        zero = tensors.pop(f"{name}.{_ZERO}.{len(blocks)}", torch.zeros_like(scale))
+        if packing is not None:
+            shape = tuple(map(int, packing["shapes"][len(blocks)]))
+            codes = Coding(int(packing["bits"]), int(packing["low"]), int(packing["step"])).unpack(codes, shape)
+        blocks.append((codes.to(torch.int32), scale, zero.to(torch.int32)))
     count = sum(codes.numel() for codes, _, _ in blocks)
     if count != weight.numel():
         raise InputError(

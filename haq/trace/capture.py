@@ -58,7 +58,7 @@ def trace(
     """
     inputs = _check(model, example_inputs, example_kwargs or {}, float_modules)
     batch = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)).shape[0]
-    program = _export(model, *inputs)
+    program = export_program(model, *inputs)
     _inline_regions(program.graph_module)
     signature = program.graph_signature
     network = build_network(
@@ -116,7 +116,12 @@ def _matches_something(model: nn.Module, pattern: str) -> bool:
     return any(names.is_float(name) for name, _ in [*model.named_modules(), *model.named_parameters()])
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+def export_program(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """The model as a flat graph of ATen operators, in evaluation mode; the model is left exactly as it was.
+
+    Raises:
+        InputError: `torch.export` cannot capture it; names the module and the line.
+    """
     with _unchanged(model), _quiet():
         for module in model.modules():
             module.training = False  # not eval(): a model's own train() may do more than set flags

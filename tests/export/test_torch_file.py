@@ -82,8 +82,10 @@ def test_weights_are_stored_as_integers_of_their_range(tmp_path, quantize_digits
         document = json.loads(file.metadata()["haq"])
         assert not {f"{layer}.weight" for layer in quantized.layers} & set(file.keys())
     assert len(codes) == len(quantized.layers)
-    assert {tensor.dtype for tensor in codes} == {torch.int8}
-    assert (min(int(c.min()) for c in codes), max(int(c.max()) for c in codes)) == (-4, 3)
+    assert {tensor.dtype for tensor in codes} == {torch.uint8}
+    weights = {name: quantized.layers[name].weight.numel() for name in quantized.layers}
+    assert sum(tensor.numel() for tensor in codes) == sum(-(-3 * count // 8) for count in weights.values())
+    assert {(row["bits"], row["low"]) for row in document["packed"].values()} == {(3, -4)}
     assert Policy.from_doc(document["policy"]) == quantized.policy
 
 
