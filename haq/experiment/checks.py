@@ -13,6 +13,7 @@ from haq.experiment.config import ExperimentConfig
 from haq.experiment.loading import check_known
 from haq.problem.budgets import allowed_drop
 from haq.quant.nested import Loss, call_model, map_tensors
+from haq.quant.settings import QuantizationConfig
 from haq.search import STRATEGIES, SearchStrategy, check_options
 from haq.search.warm_start import warm_sources
 from haq.sensitivity import METRICS as SENSITIVITY_METRICS
@@ -52,6 +53,30 @@ def check_strategy(strategy: type[SearchStrategy], config: ExperimentConfig, *, 
                 f"search.options.warm_start = {source!r}: no strategy ({', '.join(STRATEGIES)}), no policy "
                 "file or run folder of that name beside the experiment file"
             )
+
+
+def check_quantization(given: QuantizationConfig, resolved: QuantizationConfig) -> None:
+    """Refuse settings that nothing reads, the device's own choices counted.
+
+    Args:
+        given: the experiment's section.
+        resolved: with the device's choices and the defaults.
+
+    Raises:
+        InputError: names the key and what it is for.
+    """
+    defaults = QuantizationConfig()
+    calibrations = (resolved.weight_calibration, resolved.activation_calibration)
+    if given.percentile != defaults.percentile and "percentile" not in calibrations:
+        raise InputError(
+            "quantization.percentile: is for weight_calibration or activation_calibration = 'percentile', which are "
+            f"{calibrations[0]!r} and {calibrations[1]!r}; set one of them or leave it out"
+        )
+    if given.group_size != defaults.group_size and resolved.weight_granularity != "group":
+        raise InputError(
+            "quantization.group_size: is for weight_granularity = 'group', which is "
+            f"{resolved.weight_granularity!r}; set that or leave it out"
+        )
 
 
 def check_objective(config: ExperimentConfig) -> None:

@@ -18,7 +18,7 @@ from haq.edges.documents import read_json
 from haq.edges.user_code import guarded
 from haq.edges.validation import one_line
 from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator
-from haq.experiment.checks import check_loss, check_names, check_objective, check_strategy
+from haq.experiment.checks import check_loss, check_names, check_objective, check_quantization, check_strategy
 from haq.experiment.config import ExperimentConfig, load_experiment, named_code
 from haq.experiment.inputs import Pieces
 from haq.hardware import require_metrics
@@ -203,6 +203,7 @@ class Experiment(Pieces):
         if self.strategy.needs_model:
             check_not_folded(self.quantization)
         check_objective(config)
+        check_quantization(config.quantization, self.quantization)
         _ = (self.space, self.budgets, self.metric, self.compute_device)
         if config.sensitivity.interactions:
             affordable_pairs(self.space.precisions, config.sensitivity.interactions)

@@ -96,3 +96,30 @@ def test_values_are_compared_as_they_are(experiment):
 def test_the_axis_of_the_samples_is_refused(experiment):
     with pytest.raises(InputError, match=r"evaluator\.class_axis.*dimension 0 counts samples"):
         experiment("agreement", "kl_divergence", "evaluator.class_axis=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["quantization.percentile=99.0"],
+            r"quantization\.percentile: is for .*= 'percentile', .*'balanced'",
+        ),
+        (["quantization.group_size=16"], r"quantization\.group_size: is for weight_granularity = 'group'.*'channel'"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(experiment, overrides, message):
+    with pytest.raises(InputError, match=message):
+        experiment("negative_mse", "mse", *overrides).check()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["quantization.percentile=99.0", "quantization.activation_calibration=percentile"],
+        ["quantization.group_size=16", "quantization.weight_granularity=group"],
+        ["quantization.percentile=99.99", "quantization.group_size=64"],
+    ],
+)
+def test_those_that_are_read_are_not(experiment, overrides):
+    experiment("negative_mse", "mse", *overrides).check()
