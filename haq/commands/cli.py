@@ -233,7 +233,9 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[
         str,
-        typer.Option(help="onnx, torch or integer; for other tools: ort-overrides, torchao, modelopt, aimet, qonnx."),
+        typer.Option(
+            help="onnx, torch, integer or c (a folder); for other tools: ort-overrides, torchao, modelopt, aimet, qonnx."
+        ),
     ],
     experiment: Annotated[
         Path | None, typer.Option(help="Experiment file; default: the one that the run folder holds.")

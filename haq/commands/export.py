@@ -97,7 +97,7 @@ def export_policy(
     if not measurement.ok:
         raise InputError(f"{path}: the policy cannot be exported: {measurement.error}")
     write(out)
-    document: dict[str, Any] = {"file": str(out), "format": format, "bytes": out.stat().st_size}
+    document: dict[str, Any] = {"file": str(out), "format": format, "bytes": _bytes(out)}
     document["predicted_bytes"] = _predicted_bytes(experiment, policy)
     document |= {"measurement": measurement.to_doc(), "search_score": _search_score(path)}
     if not check or chosen.load is None:
@@ -122,6 +122,12 @@ def _predicted_bytes(experiment: Experiment, policy: Policy) -> float | None:
         return cost_report(experiment.network, experiment.cost_model, policy).totals["size_bytes"]
     except InputError:
         return None
+
+
+def _bytes(out: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    files = out.iterdir() if out.is_dir() else [out]
+    return sum(file.stat().st_size for file in files)
 
 
 def evaluate_integer(experiment: Experiment, source: Path, *, samples: int | None = None) -> dict[str, Any]:

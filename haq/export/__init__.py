@@ -122,6 +122,20 @@ def _load_integer(path: Path, model: nn.Module) -> Runner:
     return IntegerRunner(load_integer(path))
 
 
+def _save_c(model: nn.Module, state: ModelState, inputs: Any, path: Path, options: ExportOptions) -> None:
+    from haq.engine import LoweringOptions, lower
+    from haq.export.c.folder import save_c
+
+    chosen = LoweringOptions(rounding=options.rounding, nonlinear=options.nonlinear, output_bits=8)
+    save_c(lower(model, state, inputs, chosen), inputs, path)
+
+
+def _load_c(path: Path, model: nn.Module) -> Runner:
+    from haq.export.c.folder import CRunner
+
+    return CRunner(path)
+
+
 _PLAIN = ExportOptions()
 _INTEGER_OPTIONS = ("rounding", "nonlinear")
 TARGET_CPUS = ("any", "vnni")
@@ -131,6 +145,7 @@ EXPORTERS: dict[str, Exporter] = {
         _save_onnx, _load_onnx, packages=("onnx", "onnxruntime"), options=("pack", "integer_outputs", "target_cpu")
     ),
     "torch": Exporter(_save_torch, _load_torch),
+    "c": Exporter(_save_c, _load_c, options=_INTEGER_OPTIONS, calibrates=True),
     "integer": Exporter(_save_integer, _load_integer, options=_INTEGER_OPTIONS, calibrates=True),
     "ort-overrides": Exporter(_save_overrides, None, packages=("onnx", "onnxruntime")),
     "qonnx": Exporter(_save_qonnx, None, packages=("onnx",)),
