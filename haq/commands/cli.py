@@ -234,7 +234,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="onnx, torch, integer or c (a folder); for other tools: ort-overrides, torchao, modelopt, aimet, qonnx."
+            help="onnx, torch, integer or c (a folder); others: ort-overrides, torchao, modelopt, aimet, qonnx."
         ),
     ],
     experiment: Annotated[
