@@ -78,6 +78,15 @@ def compress(
     return compression
 
 
+def check_compressor(compressor: str, *, error_feedback: Any = None, **options: Any) -> None:
+    """Whether `compress` would take these, without a model or a group.
+
+    Raises:
+        InputError: it would not.
+    """
+    _maker(compressor, error_feedback, 0, options)
+
+
 def _maker(name: str, error_feedback: bool | None, seed: int, options: dict[str, Any]) -> Make:
     """Everything that can be wrong is found here, before any worker waits for another."""
     if name in CASTS:

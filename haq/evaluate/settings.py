@@ -64,6 +64,8 @@ class EvaluatorConfig(Section):
     def _training_is_used(self) -> EvaluatorConfig:
         if self.qat is not None and not self.trains:
             raise ValueError("`qat` settings need kind = 'qat' or 'shared', or a ladder with such a rung")
+        if self.qat is not None and self.qat.data_parallel > 1 and "shared" in self.rungs:
+            raise ValueError("`qat.data_parallel` trains one policy; 'shared' trains many at once: leave out one")
         return self
 
     @model_validator(mode="after")

@@ -63,6 +63,7 @@ class RayExecutor:
         gpus_per_worker: likewise, may be a fraction.
         time_limit: seconds for each evaluation.
         retries: how often a policy whose worker died is tried again.
+        helpers: processors that each evaluation reserves beside its worker's, in a cluster started here.
 
     Raises:
         InputError: Ray is missing, the cluster cannot be reached, or not one worker fits in.
@@ -79,6 +80,7 @@ class RayExecutor:
         gpus_per_worker: float = 0.0,
         time_limit: float | None = None,
         retries: int = 2,
+        helpers: float = 0.0,
     ) -> None:
         self._ray = import_ray()
         self._workers, self._time_limit, self._retries = workers, time_limit, retries
@@ -90,7 +92,7 @@ class RayExecutor:
         self._done: deque[tuple[Policy, Measurement]] = deque()
         self._deaths: Counter[str] = Counter()
         self._failed_starts, self._last_alive = 0, time.monotonic()
-        self._cluster = RayCluster(self._ray, address, cpus=math.ceil(workers * cpus_per_worker))
+        self._cluster = RayCluster(self._ray, address, cpus=math.ceil(workers * (cpus_per_worker + helpers)))
         try:
             self._check_room()
             self._build, self._payload = self._ray.cloudpickle.dumps(build), self._ray.put(payload)

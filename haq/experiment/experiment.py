@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
+from haq.distributed.compressors import check_compressor
 from haq.edges.documents import read_json
 from haq.edges.user_code import guarded
 from haq.edges.validation import one_line
 from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator
+from haq.execute.ray_group import RayGroup
 from haq.experiment.checks import check_loss, check_names, check_objective, check_quantization, check_strategy
 from haq.experiment.config import ExperimentConfig, load_experiment, named_code
 from haq.experiment.inputs import Pieces
@@ -28,6 +30,8 @@ from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
 from haq.training import FineTuner, MixedModel, check_not_folded
+from haq.training.data_parallel import Launch
+from haq.training.group import train_by_group
 from haq.training.settings import QATConfig
 from haq.values.errors import InputError
 
@@ -105,7 +109,24 @@ class Experiment(Pieces):
             space=self.space,
             seed=self.config.seed,
             class_axis=self.config.evaluator.class_axis,
+            launch=self._launch,
         )
+
+    @cached_property
+    def _launch(self) -> Launch | None:
+        """Who starts the group of workers that trains a policy; `None` where one worker does."""
+        qat, executor = self.config.evaluator.qat or QATConfig(), self.config.executor
+        if qat.data_parallel == 1:
+            return None
+        check_compressor(qat.compressor, **qat.compressor_options)
+        group = RayGroup(
+            workers=qat.data_parallel,
+            address=executor.address,
+            cpus_per_worker=executor.cpus_per_worker or 1.0,
+            gpus_per_worker=executor.gpus_per_worker,
+            retries=executor.retries,
+        )
+        return partial(train_by_group, group)
 
     def evaluator(self, split: str, *, rung: str | None = None) -> SplitEvaluator:
         """Scores policies on `split`: `search`, or `test` for the answer at the very end.

@@ -119,7 +119,16 @@ def ray_executor(experiment: Experiment, *, rung: str) -> RayExecutor:
         gpus_per_worker=config.executor.gpus_per_worker,
         time_limit=config.executor.time_limit,
         retries=config.executor.retries,
+        helpers=_helpers(config, rung),
     )
+
+
+def _helpers(config: ExperimentConfig, rung: str) -> float:
+    """Processors of the group that trains a policy; the worker that started it waits meanwhile."""
+    qat = config.evaluator.qat
+    if qat is None or qat.data_parallel == 1 or not rung.startswith("qat"):
+        return 0.0
+    return qat.data_parallel * (config.executor.cpus_per_worker or 1.0)
 
 
 def search_evaluator(parcel: _Parcel) -> Evaluator:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from random import Random
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from haq.distributed import GradientError
 from haq.edges.user_code import describe
 from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.nested import Batches, Loss, call_model, map_tensors, tensors_in
 from haq.training import TrainableModel
+from haq.training.data_parallel import Launch, Member, Share
 from haq.training.distillation import DISTILLATIONS, classes_second, teacher_outputs
 from haq.training.settings import QATConfig
-from haq.training.trainable_model import Slots, TrainedState
+from haq.training.switching import Drawable, Drawn, Same
+from haq.training.trainable_model import TrainedState
 from haq.values.errors import InputError
 from haq.values.policy import Policy
 
 TrainingStep = Callable[[Callable[[Any], Any], Any, Any], Tensor]
 """`(model, inputs, targets)` -> the loss to go down, a scalar tensor."""
-
-
-class Drawable(Protocol):
-    """What joint training needs of a search space."""
-
-    def draw(self, random: Random) -> Policy:
-        """A random policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,8 @@ class FineTuner:
         seed: of the order of the samples, of the draws, and of what the model draws itself (dropout).
         class_axis: dimension of the outputs that holds the classes, for distillation by class probabilities where the
             targets do not say it.
+        member: this process is one worker of a group, which `data_parallel` makes.
+        launch: starts that group; without it and `member`, this process trains alone, whatever `data_parallel` says.
 
     Attributes:
         model: the trainable copy, as the last training left it.
@@ -79,6 +78,8 @@ class FineTuner:
         space: Drawable | None = None,
         seed: int = 0,
         class_axis: int | None = None,
+        member: Member | None = None,
+        launch: Launch | None = None,
     ) -> None:
         if quantized.quantization.bias_correction:
             raise InputError("quantization.bias_correction: fine-tuning learns the biases; leave it out")
@@ -87,7 +88,14 @@ class FineTuner:
         self._space, self._seed, self._class_axis = space, seed, class_axis
         part = split if settings.samples is None else split.head(settings.samples)
         (self._data,) = part.batches(2**62)
+        self._split, self._member, self._launch = part, member, launch
+        self._float, self._quantized = model, quantized
         self._count = len(next(tensors_in(self._data)))
+        if min(settings.batch_size, self._count) % settings.data_parallel:
+            raise InputError(
+                f"evaluator.qat.data_parallel = {settings.data_parallel}: the batch of all {self._count} samples "
+                "cannot be shared equally; change batch_size or samples"
+            )
         self._teacher = None
         if settings.distillation != "none":
             self._teacher = teacher_outputs(quantized, self._data[0], settings.batch_size)
@@ -113,7 +121,13 @@ class FineTuner:
         if isinstance(start, Failure):
             return start
         self.model.apply(policy, start=start)
-        failure = self._loop(steps or self._steps(self._settings.epochs or 1.0, self._settings.steps), _Same())
+        count = steps or self._steps(self._settings.epochs or 1.0, self._settings.steps)
+        if self._launch is not None and self._settings.data_parallel > 1:
+            failure = self._train_by_group(self._launch, policy, count)
+        else:
+            failure = self._loop(count, Same())
+        if self._member is not None:  # the rest is for whoever started the group
+            return failure
         if failure is None and self.model.batch_norms and self.model.quantization.batch_norm == "reestimate":
             reestimate_batch_norm(self.model)
         return failure
@@ -137,7 +151,7 @@ class FineTuner:
         if self._shared is None:
             assert self._space is not None
             random = Random(self._seed)
-            switching = _Drawn(self.model, self._space, random)
+            switching = Drawn(self.model, self._space, random)
             self.model.apply(self._space.draw(Random(self._seed)))
             failure = self._loop(self._steps(self._settings.shared_epochs, None), switching)
             self._shared = failure or TrainedState(self.model.state().module, switching.slots)
@@ -146,12 +160,42 @@ class FineTuner:
     def _steps(self, epochs: float, steps: int | None) -> int:
         return steps or max(1, math.ceil(epochs * max(1, self._count // self._settings.batch_size)))
 
-    def _loop(self, steps: int, switching: _Same | _Drawn) -> Failure | None:
-        settings = self._settings
-        with _seeded(self._seed, self.model.device), _training(self.model.module):
+    def _train_by_group(self, launch: Launch, policy: Policy, steps: int) -> Failure | None:
+        quantized = self._quantized
+        share = Share(
+            model=self._float,
+            quantization=quantized.quantization,
+            calibration=quantized.calibration,
+            layers=tuple(quantized.layers),
+            device=quantized.device.type,
+            split=self._split,
+            settings=self._settings,
+            loss=self._loss,
+            training_step=self._own_step,
+            class_axis=self._class_axis,
+            seed=self._seed,
+            policy=policy,
+            steps=steps,
+        )
+        result = launch(share)
+        if isinstance(result, str):
+            return Failure(result)
+        self.model.apply(policy, start=result)
+        self.model.module.eval()
+        return None
+
+    def _loop(self, steps: int, switching: Same | Drawn) -> Failure | None:
+        settings, member, done = self._settings, self._member, 0
+        with ExitStack() as stack:
+            stack.enter_context(_seeded(self._seed + (member.rank if member else 0), self.model.device))
+            stack.enter_context(_training(self.model.module))
+            if member is not None:
+                self._forward = stack.enter_context(member.training(self.model))
             optimizer = _optimizer(self.model, settings)
             switching.begin(optimizer)
-            for step, rows in zip(range(steps), self._batches(), strict=False):
+            if member is not None:
+                done = member.resume(self.model, optimizer)
+            for step, rows in islice(zip(range(steps), self._batches(), strict=False), done, None):
                 switching.next(settings.weight_decay)
                 rate = settings.learning_rate
                 if settings.schedule == "cosine":
@@ -162,6 +206,8 @@ class FineTuner:
                     loss = self._step(rows, optimizer)
                 except InputError:
                     raise
+                except GradientError as error:
+                    return Failure(f"fine-tuning: {error}")
                 except Exception as error:
                     if _out_of_memory(error):
                         return Failure(f"out of memory in fine-tuning: {' '.join(str(error).split())}")
@@ -170,9 +216,13 @@ class FineTuner:
                     return Failure(f"the loss was {loss} in step {step + 1} of fine-tuning; lower the learning rate")
                 self.model.bounded()
                 switching.done()
+                if member is not None:
+                    member.save(step + 1, self.model, optimizer)
         return None
 
     def _step(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        if self._member is not None:
+            rows = self._member.share(rows)
         inputs, targets = (map_tensors(lambda tensor: tensor[rows], part) for part in self._data)
         inputs, targets = self.model.prepared(inputs), self.model.to_device(targets)
         optimizer.zero_grad(set_to_none=True)
@@ -182,7 +232,7 @@ class FineTuner:
             raise InputError("the training loss must be a scalar tensor with a gradient")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return float(loss.detach())
+        return float(loss.detach() if self._member is None else self._member.mean(loss))
 
     def _batch_loss(self, inputs: Any, targets: Any, rows: Tensor) -> Tensor:
         if self._own_step is not None:
@@ -205,43 +255,6 @@ class FineTuner:
         while True:
             order = torch.randperm(self._count, generator=generator)
             yield from torch.split(order[: self._count // size * size], size)
-
-
-class _Same:
-    """One policy throughout."""
-
-    def begin(self, optimizer: torch.optim.Optimizer) -> None: ...
-    def next(self, weight_decay: float) -> None: ...
-    def done(self) -> None: ...
-
-
-class _Drawn:
-    """Another policy each step; what quantizers learn, and their optimizer state, is kept per layer and format."""
-
-    def __init__(self, model: TrainableModel, space: Drawable, random: Random) -> None:
-        self.slots: Slots = {}
-        self._model, self._space, self._random = model, space, random
-        self._moments: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    def next(self, weight_decay: float) -> None:
-        self._model.apply(self._space.draw(self._random), start=TrainedState({}, self.slots), keep_weights=True)
-        for group, decay in zip(self._model.parameter_groups(), (weight_decay, 0.0), strict=True):
-            if new := [parameter for parameter in group if id(parameter) not in self._known]:
-                self._optimizer.add_param_group({"params": new, "weight_decay": decay})
-                self._known |= {id(parameter) for parameter in new}
-        for key, slot in self._model.slots():
-            parameters = list(slot.active.parameters())
-            for parameter, moments in zip(parameters, self._moments.get(key, [{}] * len(parameters)), strict=True):
-                self._optimizer.state[parameter] = dict(moments)
-
-    def done(self) -> None:
-        for key, slot in self._model.slots():
-            self.slots[key] = slot.state()
-            self._moments[key] = [self._optimizer.state[parameter] for parameter in slot.active.parameters()]
 
 
 def _optimizer(model: TrainableModel, settings: QATConfig) -> torch.optim.Optimizer:

@@ -43,6 +43,14 @@ class QATConfig(Section):
     compile: bool = False
     autocast: bool = False
     """Compute in bfloat16 where torch's autocast does."""
+    data_parallel: int = Field(1, ge=1)
+    """Workers that train one policy together, each with its share of every batch; see docs/qat.md."""
+    checkpoint_steps: int = Field(100, ge=1)
+    """Of a group: where it goes on after a worker died."""
+    compressor: str = "none"
+    """Of the gradients between workers: a name that `haq.distributed.compress` knows."""
+    compressor_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Of that compressor, such as `{ ratio = 0.01, error_feedback = true }`."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> QATConfig:
@@ -56,4 +64,17 @@ class QATConfig(Section):
             raise ValueError("`temperature` is for distillation = 'kl'")
         if self.optimizer != "sgd" and self.momentum != 0.9:
             raise ValueError("`momentum` is for optimizer = 'sgd'")
+        return self
+
+    @model_validator(mode="after")
+    def _a_group_can_train(self) -> QATConfig:
+        for name, default in (("checkpoint_steps", 100), ("compressor", "none"), ("compressor_options", {})):
+            if self.data_parallel == 1 and getattr(self, name) != default:
+                raise ValueError(f"`{name}` needs `data_parallel` of 2 or more")
+        if self.data_parallel > 1 and self.start == "shared":
+            raise ValueError("`data_parallel` trains one policy; start = 'shared' trains many at once: leave out one")
+        if self.data_parallel > 1 and self.compile:
+            raise ValueError("`data_parallel` and `compile` cannot be used together; leave out one")
+        if self.batch_size % self.data_parallel:
+            raise ValueError(f"`batch_size` ({self.batch_size}) must be a multiple of `data_parallel`")
         return self

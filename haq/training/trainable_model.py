@@ -73,6 +73,11 @@ class TrainedState:
     module: Mapping[str, Tensor]
     slots: Slots
 
+    def on_cpu(self) -> TrainedState:
+        """The same, to be sent."""
+        slots = {key: [{n: v.cpu() for n, v in one.items()} for one in state] for key, state in self.slots.items()}
+        return TrainedState({name: value.cpu() for name, value in self.module.items()}, slots)
+
 
 class TrainableModel:
     """A copy of a float model, in channels-last memory where it has 2-d convolutions, that trains under a policy.
