@@ -3,14 +3,14 @@
     python benchmarks/gradient_compression.py [--model resnet20] [--json]            # bytes, compute
     python benchmarks/gradient_compression.py --links 100 10 [--workers 2] [--json]  # step times on slow links (root)
 
-Bytes: two worker processes in a network namespace of their own (as root; else on the machine's loopback interface, where
-others count, too), a DDP model, and the interface's own counters around the steps; `bytes_ratio` is plain DDP's bytes
-for one of the compressor's, with all headers. `counted_ratio` is the same by the hook's counters, `seconds_per_mb` the
-processor time of the hook for 10^6 bytes of float32 gradients, alone in a group of one.
+Bytes: two worker processes in a network namespace of their own (as root; else on the machine's loopback interface,
+where others count, too), a DDP model, and the interface's own counters around the steps; `bytes_ratio` is plain DDP's
+bytes for one of the compressor's, with all headers. `counted_ratio` is the same by the hook's counters,
+`seconds_per_mb` the processor time of the hook for 10^6 bytes of float32 gradients, alone in a group of one.
 
-Links: each worker in a network namespace, joined by a bridge; `tc` limits what each sends (token bucket) to so
-many Mbit/s. `seconds` is the median step, `predicted` the cost model's (`haq.distributed.cost_model`) from the measured bytes
-and compute.
+Links: each worker in a network namespace, joined by a bridge; `tc` limits what each sends (token bucket) to so many
+Mbit/s. `seconds` is the median step, `predicted` the cost model's (`haq.distributed.cost_model`) from the bytes that
+were handed over and the median step without a limit.
 """
 
 from __future__ import annotations
