@@ -187,7 +187,7 @@ def evaluate(
         bars.stage("measuring the policy")
         chosen = pieces.load_policy(policy)
         pieces.space.check(chosen)
-        costs = cost_report(pieces.network, pieces.cost_model, chosen).totals
+        costs = cost_report(pieces.network, pieces.cost_model, chosen).to_doc()
         with open_executor(pieces, note=bars.note) as executor:
             executor.submit(chosen)
             _, measurement = executor.next_completed()
@@ -198,7 +198,9 @@ def evaluate(
         "split": "search",
         "measurement": measurement.to_doc(),
         "float_score": floating.score,
-        "costs": costs,
+        "costs": costs["totals"],
+        "coverage": costs["coverage"],
+        "lower_bounds": costs["lower_bounds"],
     }
     print_json(document)
     if not measurement.ok:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from haq.problem.problem import Problem
+from haq.solve.infeasible import infeasible
 from haq.solve.solve import solve, solve_document
 from haq.testing import TOYS, chain_document, layer
 
@@ -115,3 +116,12 @@ def test_a_budget_just_missed_is_missed(digits: int) -> None:
     expected = 2.0 if digits == 12 else 3.0
     for presolve in (True, False):
         assert solve(Problem.from_doc(doc), presolve=presolve).values[0] == expected
+
+
+def test_an_infeasible_budget_says_what_of_the_least_stays_in_float() -> None:
+    document = chain_document(4, seed=2) | {"offsets": {"latency_ms": 50.0}, "budgets": {"latency_ms": 10.0}}
+    error = infeasible(Problem.from_doc(document))
+    assert error.minimum["latency_ms"] > 50.0
+    assert str(error).endswith("of that, under every policy, for what stays in float: latency_ms 50")
+    plain = infeasible(Problem.from_doc(chain_document(4, seed=2) | {"budgets": {"latency_ms": 1e-9}}))
+    assert "float" not in str(plain)
