@@ -164,7 +164,7 @@ def check_codes(format: str, state: ModelState, *, most: int | None = None) -> N
     """
     for name, layer in state.layers.items():
         fmt = layer.precision.weight
-        if layer.weight is not None and fmt.is_integer and not layer.weight.fits(most or fmt.bits):
+        if layer.weight is not None and (fmt.is_integer or fmt.group_size) and not layer.weight.fits(most or fmt.bits):
             able = "torch" if most else "onnx or torch"
             raise InputError(
                 f"--format {format}: layer {name} was trained on DoReFa's levels, odd multiples of half a step, which "

@@ -97,7 +97,8 @@ def integer_weight(
     if weight.layout.granularity == "group":
         raise InputError(
             f"layer {name!r}: weights have a scale for each group of {weight.layout.group_size}; the integer engine "
-            "has one a channel: set quantization.weight_granularity to 'channel' or 'tensor'"
+            "has one a channel: choose a format without groups (int4, not int4_g32) and "
+            "quantization.weight_granularity 'channel' or 'tensor'"
         )
     codes = weight.codes.numpy().astype(np.int16)
     _, scale, zero = weight.blocks[0]

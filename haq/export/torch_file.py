@@ -138,7 +138,7 @@ def _take_weight(
             f"the export is of another model: {type(model).__name__} has no layer {name}; build the architecture that "
             "was quantized"
         ) from error
-    layout = WeightLayout.of(module, weight, quantization)
+    layout = WeightLayout.of(module, weight, quantization, precision.weight)
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     while f"{name}.{_CODES}.{len(blocks)}" in tensors:
         codes, scale = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE))

@@ -244,6 +244,11 @@ class ProfileCostModel(Generic[SectionT]):
         packing = self.profile.packing
         return weight_bytes(layer, fmt, word_bits=packing.word_bits, pad_rows=packing.pad_rows)
 
+    def read_weight_bytes(self, layer: LayerSpec, fmt: Format) -> int:
+        """What is read of a layer's weights in one call: with the scales, where there is one for every group."""
+        scales = self._parameter_bytes(layer, fmt) if fmt.group_size is not None else 0
+        return self.weight_bytes(layer, fmt) + scales
+
     def aligned_macs(self, layer: LayerSpec, precision: Precision) -> float:
         """Multiply-accumulates of the whole batch with the channels padded to the units' granularity."""
         op = operation(layer)
@@ -257,7 +262,7 @@ class ProfileCostModel(Generic[SectionT]):
         """
         elements = layer.input_elements + layer.output_elements
         return (
-            float(layer.calls * self.weight_bytes(layer, precision.weight)),
+            float(layer.calls * self.read_weight_bytes(layer, precision.weight)),
             float(self.storage_bytes(elements, precision.activation)),
         )
 

@@ -44,18 +44,22 @@ def weight_bytes(layer: LayerSpec, fmt: Format, *, word_bits: int | None = None,
 def parameter_bytes(
     layer: LayerSpec, fmt: Format, *, granularity: Granularity, group_size: int, scheme: Literal["symmetric", "affine"]
 ) -> int:
-    """Bytes of a layer's scales (fp32) and zero points (one byte each, for plain integers that are affine).
+    """Bytes of a layer's scales (fp32) and zero points (one byte each, for integers that are affine).
 
-    A group lies within one output channel; floats have neither scale nor zero point.
+    A group lies within one output channel, and the last one may be shorter; a format that has a group size of its own
+    goes before `granularity`. Floats have neither scale nor zero point.
     """
     if fmt.is_float:
         return 0
+    if fmt.group_size is not None:
+        granularity, group_size = "group", fmt.group_size
+    with_zero = scheme == "affine" and (fmt.is_integer or fmt.group_size is not None)
     groups = {
         "tensor": 1,
         "channel": layer.out_channels,
         "group": layer.out_channels * ceil_div(layer.params // layer.out_channels, group_size),
     }[granularity]
-    return groups * (SCALE_BYTES + (ZERO_POINT_BYTES if scheme == "affine" and fmt.is_integer else 0))
+    return groups * (SCALE_BYTES + (ZERO_POINT_BYTES if with_zero else 0))
 
 
 def aligned_macs(layer: LayerSpec, *, in_channels: int, out_channels: int) -> float:

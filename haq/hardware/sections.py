@@ -93,6 +93,7 @@ class FormatRow(Rows):
     def _not_empty(self) -> FormatRow:
         if not self.pairs and not (self.weights and self.activations):
             raise ValueError("give `pairs`, or both `weights` and `activations`")
+        self.precisions()  # raises where activations are in a format of weights
         return self
 
     def precisions(self) -> tuple[Precision, ...]:

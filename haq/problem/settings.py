@@ -37,6 +37,13 @@ class SpaceConfig(Section):
             Format.parse(name)
         return tuple(dict.fromkeys(names))
 
+    @field_validator("activations")
+    @classmethod
+    def _activations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            Format.parse(name).check_activation()
+        return names
+
     @field_validator("first_last")
     @classmethod
     def _precisions(cls, names: tuple[str, ...]) -> tuple[str, ...]:

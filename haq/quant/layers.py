@@ -59,7 +59,6 @@ class QuantizedLayer:
         self.batch_norm: FoldedBatchNorm | None = None
         self._float = (weight, module._parameters.get("bias"))
         self._quantization = quantization
-        self._layout = WeightLayout.of(module, weight, quantization)
         self._cache = cache
         self._weight_quantizers: dict[Format, WeightQuantizer] = {}
         self._weights: dict[Format, nn.Parameter] = {}
@@ -112,9 +111,9 @@ class QuantizedLayer:
     def weight_quantizer(self, fmt: Format) -> WeightQuantizer:
         """The calibrated weight quantizer of `fmt`."""
         if fmt not in self._weight_quantizers:
-            self._weight_quantizers[fmt] = WeightQuantizer.calibrate(
-                self.float_weight.detach(), fmt, self._layout, self._quantization
-            )
+            weight = self.float_weight.detach()
+            layout = WeightLayout.of(self.module, weight, self._quantization, fmt)
+            self._weight_quantizers[fmt] = WeightQuantizer.calibrate(weight, fmt, layout, self._quantization)
         return self._weight_quantizers[fmt]
 
     def quantized_weight(self, fmt: Format) -> Tensor:

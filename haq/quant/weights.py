@@ -23,7 +23,8 @@ class WeightLayout:
         transposed_groups: convolution groups of a transposed convolution, whose output channels lie along dimension 1
             within each group; 0 for layers whose output channels are dimension 0.
         granularity: `tensor`, `channel` (a row per output channel) or `group`.
-        group_size: values of an output channel that share a scale, along its flattened input dimensions.
+        group_size: values of an output channel that share a scale, along its flattened input dimensions; where it
+            does not divide them, the last group of each channel is shorter and has a scale of its own.
     """
 
     shape: tuple[int, ...]
@@ -32,9 +33,12 @@ class WeightLayout:
     group_size: int
 
     @classmethod
-    def of(cls, module: nn.Module, weight: Tensor, quantization: QuantizationConfig) -> WeightLayout:
+    def of(cls, module: nn.Module, weight: Tensor, quantization: QuantizationConfig, fmt: Format) -> WeightLayout:
+        """How `weight` of `module` falls into rows in format `fmt`, whose own group size goes before the settings."""
         groups = module.groups if isinstance(module, nn.ConvTranspose2d) else 0
         granularity = quantization.weight_granularity or "channel"
+        if fmt.group_size is not None:
+            return cls(tuple(weight.shape), groups, "group", fmt.group_size)
         return cls(tuple(weight.shape), groups, granularity, quantization.group_size)
 
     @property

@@ -31,7 +31,7 @@ class Slot(nn.Module):
         chosen = []
         for index, (quantizer, value) in enumerate(zip(calibrated, values, strict=True)):
             kind, make = self._make(quantizer, len(value) if rows else None)
-            key = (index, kind)
+            key = (index, kind, value.shape[0] if rows else None)
             if key not in self._kept:
                 self._kept[key] = make().to(device)
             self._kept[key].start(quantizer, value)
@@ -54,11 +54,13 @@ class WeightSlot(Slot):
 
     def __init__(self, layout: WeightLayout, make: Make) -> None:
         super().__init__(make)
-        self._layout = layout
+        self._layout = layout  # of the format in use
 
     def start(self, calibrated: WeightQuantizer, weight: Tensor) -> None:
         """Take the format of `calibrated` and start from it."""
         weight = weight.detach().float()
+        if calibrated.layout != self._layout:  # an equal one stays, so that captured graphs stay valid
+            self._layout = calibrated.layout
         self._take(list(calibrated.blocks), list(self._layout.split(weight)), weight.device, rows=True)
 
     def forward(self, weight: Tensor) -> Tensor:

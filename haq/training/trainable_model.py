@@ -18,6 +18,7 @@ from haq.quant.formats.binary import Binary
 from haq.quant.formats.half import Cast, Identity
 from haq.quant.formats.integer import PerRowInteger, PerTensorInteger
 from haq.quant.formats.ternary import Ternary
+from haq.quant.layers import FLOAT
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import call_model, map_tensors
 from haq.quant.settings import QuantizationConfig
@@ -261,7 +262,7 @@ class TrainableModel:
     def _weight_slot(self, name: str) -> WeightSlot:
         layer = self._layers[name]
         assert isinstance(layer.weight, Tensor)
-        slot = WeightSlot(WeightLayout.of(layer, layer.weight, self._quantized.quantization), self._make)
+        slot = WeightSlot(WeightLayout.of(layer, layer.weight, self._quantized.quantization, FLOAT.weight), self._make)
         parametrize.register_parametrization(layer, "weight", slot, unsafe=True)
         return slot
 

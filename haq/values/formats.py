@@ -10,6 +10,7 @@ from typing import Any
 _FLOAT_BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
 _LOW_BITS = {"ternary": 2, "binary": 1}
 _INT = re.compile(r"int([1-9]|[12][0-9]|3[0-2])")
+_GROUPED = re.compile(r"int([2-8])_g([2-9]|[1-9][0-9]{1,4})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,7 +19,8 @@ class Format:
 
     Attributes:
         bits: storage bits per value (ternary: 2, binary: 1).
-        name: `int1` ... `int32`, `ternary`, `binary`, `fp16`, `bf16` or `fp32`.
+        name: `int1` ... `int32`, `ternary`, `binary`, `fp16`, `bf16`, `fp32`, or for weights `int4_g32` and the like:
+            4-bit integers with a scale for each group of 32 inputs of an output channel.
     """
 
     bits: int
@@ -35,10 +37,11 @@ class Format:
             return cls(_FLOAT_BITS[name], name)
         if name in _LOW_BITS:
             return cls(_LOW_BITS[name], name)
-        match = _INT.fullmatch(name)
+        match = _INT.fullmatch(name) or _GROUPED.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"unknown number format {name!r}; known: int1 to int32, {', '.join([*_LOW_BITS, *_FLOAT_BITS])}"
+                f"unknown number format {name!r}; known: int1 to int32, {', '.join([*_LOW_BITS, *_FLOAT_BITS])}, and "
+                "for weights int2 to int8 in groups of 2 to 99999, as in int4_g32"
             )
         return cls(int(match[1]), name)
 
@@ -57,6 +60,23 @@ class Format:
         return self.name == f"int{self.bits}"
 
     @property
+    def group_size(self) -> int | None:
+        """How many inputs of an output channel share a scale, where the format says that; `None`: a setting does."""
+        _, grouped, size = self.name.partition("_g")
+        return int(size) if grouped else None
+
+    def check_activation(self) -> None:
+        """Raise unless activations can be in this format.
+
+        Raises:
+            ValueError: its scales are per group of a weight's inputs.
+        """
+        if self.group_size is not None:
+            raise ValueError(
+                f"{self.name} is a format of weights only: activations take int{self.bits}, without groups"
+            )
+
+    @property
     def short(self) -> str:
         return str(self.bits) if self.is_integer else self.name
 
@@ -64,21 +84,28 @@ class Format:
         return self.name
 
 
-_SHORT = r"(\d+|ternary|binary|fp16|bf16|fp32)"
+_SHORT = r"(\d+|int\d+_g\d+|ternary|binary|fp16|bf16|fp32)"
 _PRECISION = re.compile(f"w{_SHORT}a{_SHORT}")
 _PRECISION_KEYS = frozenset({"weight_bits", "activation_bits", "weight_format", "activation_format"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Precision:
-    """The formats of one layer: of its weights and of the activations that it reads. Prints as `w4a8`."""
+    """The formats of one layer: of its weights and of the activations that it reads. Prints as `w4a8`.
+
+    Raises:
+        ValueError: a format of weights for the activations.
+    """
 
     weight: Format
     activation: Format
 
+    def __post_init__(self) -> None:
+        self.activation.check_activation()
+
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """Read `w4a8`, `wternarya8`, `wfp16afp16`, ...
+        """Read `w4a8`, `wternarya8`, `wfp16afp16`, `wint4_g32a8`, ...
 
         Raises:
             ValueError: not of that form.

@@ -24,7 +24,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def calibrated(weight: torch.Tensor, fmt: str, module: nn.Module, **settings: object) -> WeightQuantizer:
     config = QuantizationConfig.model_validate(settings)
-    return WeightQuantizer.calibrate(weight, Format.parse(fmt), WeightLayout.of(module, weight, config), config)
+    form = Format.parse(fmt)
+    return WeightQuantizer.calibrate(weight, form, WeightLayout.of(module, weight, config, form), config)
 
 
 @settings(max_examples=150, deadline=None)

@@ -29,12 +29,15 @@ def modelopt_document(model: nn.Module, state: ModelState) -> Document:
         for kind, fmt in (("weight", layer.precision.weight), ("input", layer.precision.activation)):
             if fmt.name == "fp32":
                 continue
-            _integers("modelopt", name, fmt)
+            linear = isinstance(model.get_submodule(name), nn.Linear)
+            _integers("modelopt", name, fmt, grouped=linear)
             cfg: Document = {"num_bits": fmt.bits, "axis": None}
             if kind == "weight" and state.quantization.weight_granularity != "tensor":
                 cfg["axis"] = 1 if _is_transposed(model, name) else 0
             if kind == "weight" and state.quantization.weight_granularity == "group":
                 cfg |= {"axis": None, "block_sizes": {"-1": state.quantization.group_size}}
+            if fmt.group_size is not None:
+                cfg |= {"axis": None, "block_sizes": {"-1": fmt.group_size}}
             entries.append({"quantizer_name": f"{name}.{kind}_quantizer", "cfg": cfg})
     return {"quant_cfg": entries, "algorithm": "max"}
 
@@ -57,8 +60,8 @@ def _torchao_layer(model: nn.Module, name: str, layer: LayerState, state: ModelS
         raise InputError(
             f"--format torchao: {name} has float weights and reads {activation}; torchao quantizes weights, or both"
         )
-    _integers("torchao", name, weight, most=8)
     linear = isinstance(model.get_submodule(name), nn.Linear)
+    _integers("torchao", name, weight, most=8, grouped=linear)
     if activation.name != "fp32" and not (linear and activation.name == "int8"):
         raise InputError(
             f"--format torchao: {name} reads {activation}; torchao quantizes activations to int8 in linear layers "
@@ -66,12 +69,13 @@ def _torchao_layer(model: nn.Module, name: str, layer: LayerState, state: ModelS
         )
     config = state.quantization
     granularity = _torchao("PerAxis", 1, {"axis": 0})
-    if config.weight_granularity == "group":
-        granularity = _torchao("PerGroup", 1, {"group_size": config.group_size})
+    group_size = weight.group_size or (config.group_size if config.weight_granularity == "group" else None)
+    if group_size is not None:
+        granularity = _torchao("PerGroup", 1, {"group_size": group_size})
     prefix = "weight_" if activation.name == "int8" else ""
     mapping = "SYMMETRIC" if config.weight_scheme == "symmetric" else "ASYMMETRIC"
     data: Document = {
-        "weight_dtype": {"_type": "torch.dtype", "_data": weight.name},
+        "weight_dtype": {"_type": "torch.dtype", "_data": f"int{weight.bits}"},
         f"{prefix}granularity": granularity,
         f"{prefix}mapping_type": {"_type": "MappingType", "_data": mapping},
     }
@@ -135,8 +139,14 @@ def _encoding(fmt: Format, scale: float, offset: int, *, symmetric: bool) -> Doc
     }
 
 
-def _integers(format: str, name: str, fmt: Format, *, most: int = 16) -> None:
-    if not fmt.is_integer or fmt.bits > most:
+def _integers(format: str, name: str, fmt: Format, *, most: int = 16, grouped: bool = False) -> None:
+    """Refuse what is no integer of at most `most` bits; a scale per group of inputs only where `grouped`."""
+    if fmt.group_size is not None and not grouped:
+        raise InputError(
+            f"--format {format}: layer {name} has {fmt}, a scale per group, which it cannot say of this layer; use "
+            f"--format torch or onnx, or give it int{fmt.bits}"
+        )
+    if not (fmt.is_integer or fmt.group_size) or fmt.bits > most:
         raise InputError(
             f"--format {format}: layer {name} has {fmt}, which it cannot say; it knows fp32 and int1 to int{most}"
         )

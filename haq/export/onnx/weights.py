@@ -54,7 +54,7 @@ def container(layer: LayerState, *, pack: bool) -> int:
         bool(zero.any()) or int(codes.max()) >= 2 ** (fmt.bits - 1) for codes, _, zero in layer.weight.blocks
     )
     width = next(width for width in (4, 8, 16) if fmt.bits <= width and holds(width))
-    if not pack or not fmt.is_integer:
+    if not pack or not (fmt.is_integer or fmt.group_size):
         width = max(width, 8)
     return (_UNSIGNED if unsigned else _SIGNED)[width]
 

@@ -61,7 +61,7 @@ class SystolicModel(ProfileCostModel[Systolic]):
     def off_chip_bytes(self, layer: LayerSpec, precision: Precision) -> float:
         """Off-chip traffic: where neither weights nor inputs fit their buffer, the cheaper of the two is read again."""
         array = self.section_of(self.profile)
-        weights = float(layer.calls * self.weight_bytes(layer, precision.weight))
+        weights = float(layer.calls * self.read_weight_bytes(layer, precision.weight))
         inputs = self.storage_bytes(layer.input_elements, precision.activation)
         outputs = self.storage_bytes(layer.output_elements, precision.activation)
         if array.output_bits is not None:

@@ -72,12 +72,20 @@ def format_color(name: str) -> str:
     """The colour of a number format in every plot and table: the fewer bits, the warmer."""
     if name in _NAMED:
         return _NAMED[name]
-    bits = Format.parse(name).bits
+    form = Format.parse(name)
+    if form.group_size is not None:  # paler than the same bits without groups, the more the finer the groups
+        pale = 1 - min(0.6, 12 / (form.group_size + 12) + 0.1)
+        return _hex([255 - pale * (255 - c) for c in rgb(format_color(f"int{form.bits}"))])
+    bits = form.bits
     low = max(known for known in _INTEGERS if known <= bits)
     high = min(known for known in _INTEGERS if known >= bits)
     share = 0.0 if low == high else (bits - low) / (high - low)
     channels = zip(rgb(_INTEGERS[low]), rgb(_INTEGERS[high]), strict=True)
-    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in channels)
+    return _hex([a + share * (b - a) for a, b in channels])
+
+
+def _hex(channels: Iterable[float]) -> str:
+    return "#" + "".join(f"{round(channel):02x}" for channel in channels)
 
 
 def rgb(color: str) -> tuple[int, int, int]:
