@@ -9,8 +9,9 @@ bytes for one of the compressor's, with all headers. `counted_ratio` is the same
 `seconds_per_mb` the processor time of the hook for 10^6 bytes of float32 gradients, alone in a group of one.
 
 Links: each worker in a network namespace, joined by a bridge; `tc` limits what each sends (token bucket) to so many
-Mbit/s. `seconds` is the median step, `predicted` the cost model's (`haq.distributed.cost_model`) from the bytes that
-were handed over and the median step without a limit.
+Mbit/s. `seconds` is the least step, `predicted` the cost model's (`haq.distributed.cost_model`) from the bytes that
+were handed over and the least step without a limit. Two rows exchange one megabyte and compute nothing: the cost
+model's seconds on the wire and the measured ones of four bytes, against the measured ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -116,7 +116,27 @@ def measure(rank: int, world: int, arguments: argparse.Namespace) -> dict[str, A
         wire = (sent_bytes(arguments.interface) - before) / arguments.repeats
         dist.barrier()
         own = (compression.message_bytes - counted) / arguments.repeats if compression else 0.0
-        found[method] = {"wire_bytes": wire, "message_bytes": own, "seconds": statistics.median(times)}
+        found[method] = {"wire_bytes": wire, "message_bytes": own, "seconds": min(times)}
+    return found
+
+
+def collectives(arguments: argparse.Namespace) -> dict[str, float]:
+    """Least seconds of one megabyte through each collective, and of one number: the latency of its messages."""
+    found = {}
+    for size, label in ((250_000, "1 MB"), (1, "4 bytes")):
+        sent = torch.zeros(size)
+        got = [torch.zeros(size) for _ in range(dist.get_world_size())]
+        for name, call in (
+            ("all-reduce", lambda sent=sent: dist.all_reduce(sent)),
+            ("all-gather", lambda sent=sent, got=got: dist.all_gather(got, sent)),
+        ):
+            times = []
+            for _ in range(arguments.repeats + 1):
+                dist.barrier()
+                begin = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - begin)
+            found[f"{name} {label}"] = min(times)
     return found
 
 
@@ -134,6 +154,8 @@ def member(rank: int, world: int, arguments: argparse.Namespace) -> None:
             found[method] = {"gradient_bytes": size, "hook": hook_seconds(compression, step, arguments.repeats)}
     else:
         found = measure(rank, world, arguments)
+        if arguments.interface != "lo":
+            found["collectives"] = collectives(arguments)
     Path(arguments.folder, f"{world}-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -233,13 +255,19 @@ def on_links(arguments: argparse.Namespace) -> dict[str, Any]:
         for megabits in arguments.links:
             spaces.limit(megabits)
             slow = group(arguments, arguments.workers, prefixes)[0]
-            found[f"{megabits:g} Mbit/s"] = {
+            exchanges = slow.pop("collectives")
+            rows = {
                 method: {
                     "seconds": row["seconds"],
                     "predicted": fast[method]["seconds"] + seconds_on(megabits, method, row, arguments),
                 }
                 for method, row in slow.items()
             }
+            for name in ("all-reduce", "all-gather"):
+                wire = collective_seconds(name, 1e6, arguments.workers, Link(1e6 * megabits, 0.0))
+                predicted = wire + exchanges[f"{name} 4 bytes"]
+                rows[f"{name} of 1 MB"] = {"seconds": exchanges[f"{name} 1 MB"], "predicted": predicted}
+            found[f"{megabits:g} Mbit/s"] = rows
     return found
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from haq import __version__
-from haq.commands import devices, init, inspect, lint
+from haq.commands import devices, init, inspect, lint, plan_training
 from haq.commands.options import (
     AsJson,
     ExperimentFile,
@@ -64,6 +64,7 @@ bench_app = typer.Typer(help="Benchmarks whose answer is known.", no_args_is_hel
 app.add_typer(bench_app, name="bench")
 _MOST_PRECISIONS = 9
 app.command("lint")(lint.lint)
+app.command("plan-training")(plan_training.plan_training)
 app.command("inspect")(inspect.inspect)
 app.command("init")(init.init)
 hardware_app.command("template")(devices.template)
