@@ -338,7 +338,7 @@ def ladder(
 def profile(
     experiment: Annotated[Path, typer.Option(help="Experiment file: model, data and quantization are read.")],
     out: Annotated[Path, typer.Option(help="The profile to write (.toml).")] = Path("hardware_profiles/mine.toml"),
-    runtime: Annotated[str, typer.Option(help="onnxruntime, torch, or command: your own script.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime, torch, qemu, or command: your own.")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="torch: cpu or cuda.")] = "cpu",
     script: Annotated[
         str, typer.Option("--command", help="command: reads a policy (JSON), writes milliseconds as its last line.")
@@ -358,9 +358,16 @@ def profile(
         from haq.profiling.machine import Settings, profile_machine
         from haq.profiling.runtimes.choice import RuntimeChoice
 
+        pieces = experiment_of(experiment, overrides)
+        if runtime == "qemu":
+            from haq.profiling.microcontroller import check_options, profile_microcontroller
+
+            check_options(device=device, command=script, low=low, timeout=timeout, threads=threads)
+            check_options(policies=policies, rounds=rounds)
+            print_json(profile_microcontroller(pieces, out, resume=resume, command=command, show=bars))
+            return
         choice = RuntimeChoice(runtime, threads, device, script, low, timeout)
         settings = Settings(choice, policies, rounds)
-        pieces = experiment_of(experiment, overrides)
         document = profile_machine(pieces, out, settings=settings, resume=resume, command=command, show=bars)
     if as_json:
         print_json(document)
@@ -387,10 +394,15 @@ def validate(
 ) -> None:
     """Measure random mixed policies end to end and compare with what a measured profile predicts."""
     with running() as bars:
+        from haq.profiling.microcontroller import check_options, is_emulated, validate_microcontroller
         from haq.profiling.validate import validate_profile
 
         pieces = experiment_of(experiment, overrides)
         folder = out or Path("runs") / f"{pieces.config.name}-validation"
+        if is_emulated(profile):
+            check_options(rounds=rounds, command=script)
+            print_json(validate_microcontroller(pieces, profile, policies=policies, seed=seed, out=folder, show=bars))
+            return
         document = validate_profile(
             pieces,
             profile,

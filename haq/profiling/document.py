@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def write_profile(
         for index, (precision, times) in enumerate(((FLOAT, found.floating), (low, found.low))):
             ms = times[layer.name] / layer.calls
             energy = "" if watts is None else f"{ms * watts[index]:.7g}"
-            rows.append(f"{_quoted(layer.name)},{precision.weight},{precision.activation},{ms:.7g},{energy}")
+            rows.append(f"{quoted(layer.name)},{precision.weight},{precision.activation},{ms:.7g},{energy}")
     table = out.with_suffix(".csv")
     write_text(table, "\n".join(rows) + "\n")
     sections: list[tuple[str, Mapping[str, Any]]] = [
@@ -82,7 +82,8 @@ def _threads(measured: Measured) -> str:
     return f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A name as a cell of a CSV file."""
     shown = str(to_cell(text))
     return f'"{shown.replace(chr(34), 2 * chr(34))}"' if set(shown) & set(',"\r\n') else shown
 
@@ -129,6 +130,11 @@ def _conversions(found: Fit, what: str, low: Precision, watts: tuple[float, floa
             (f"{what}_up", low.activation.name, "fp32"),
         )
     ]
+
+
+def toml_text(sections: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Sections, each a header and its keys, as TOML."""
+    return "\n".join(_section(*section) for section in sections)
 
 
 def _section(header: str, values: Mapping[str, Any]) -> str:

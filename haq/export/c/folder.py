@@ -22,7 +22,7 @@ from haq.export.c.plan import Plan, plan
 from haq.export.c.source import Source
 from haq.values.errors import InputError
 
-_RUNTIME = ("haq_runtime.h", "haq_layer.h", "main.c", "startup.c", "mps2.ld", "Makefile")
+_RUNTIME = ("haq_runtime.h", "haq_layer.h", "main.c", "count.c", "startup.c", "mps2.ld", "Makefile")
 _VECTORS = 20
 MODEL_FILE = "model.safetensors"
 

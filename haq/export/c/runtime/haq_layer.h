@@ -12,6 +12,8 @@ static inline void HAQ_JOIN(HAQ_NAME_(HAQ_W, HAQ_A, HAQ_O), _gather)(const haq_l
     const int32_t inner = w->channels / w->groups, plane = w->height * w->width;
     const int32_t offset = in->low - in->zero;
     int32_t k = 0;
+    /* What the last four have too many. */
+    for (int32_t spare = 1; spare < 4; ++spare) patch[layer->terms - spare] = 0;
     for (int32_t c = group * inner; c < (group + 1) * inner; ++c)
         for (int32_t i = 0; i < w->kernel[0]; ++i) {
             const int32_t y =
@@ -23,10 +25,9 @@ static inline void HAQ_JOIN(HAQ_NAME_(HAQ_W, HAQ_A, HAQ_O), _gather)(const haq_l
                 patch[k] = (int16_t)(y < 0 || x < 0 ? 0 : HAQ_JOIN(haq_load_, HAQ_A)(in->data, at) + offset);
             }
         }
-    for (; k < layer->terms; ++k) patch[k] = 0;
 }
 
-static void HAQ_NAME_(HAQ_W, HAQ_A, HAQ_O)(const haq_layer *layer, const haq_tensor *in, const haq_tensor *out,
+HAQ_KERNEL void HAQ_NAME_(HAQ_W, HAQ_A, HAQ_O)(const haq_layer *layer, const haq_tensor *in, const haq_tensor *out,
                                            const haq_format *format, int16_t *scratch) {
     const haq_window *w = &layer->window;
     const int32_t positions = w->out_height * w->out_width, terms = layer->terms;

@@ -12,6 +12,13 @@
 #include <arm_acle.h>
 #endif
 
+/* A kernel stays one function: a copy for each call would cost flash, and each layer other instructions. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define HAQ_KERNEL static __attribute__((noinline, noclone))
+#else
+#define HAQ_KERNEL static
+#endif
+
 #define HAQ_DIMS 5
 #define HAQ_TILE 4 /* output positions that share one unpacking of a row of weights */
 
