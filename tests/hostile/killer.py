@@ -1,8 +1,8 @@
 """Runs `haq` commands in forks of this process and kills them at a given write: `killer.py < jobs.json`.
 
-A job is `{"argv": [...], "folder": ..., "cwd": ..., "kill_at": n or null, "after": bool}`. Writes are counted: files
-of `folder` opened to be written, renamed or removed, and calls of `fsync`. The process kills itself with SIGKILL before
-write number `kill_at`, or with `after` behind it. One JSON line per job: exit code and number of writes.
+A job has `argv`, `folder`, `cwd`, `kill_at` (a number or null), `after` and `signal`. Writes are counted:
+files of `folder` opened to be written, renamed or removed, and calls of `fsync`. The process sends itself the signal
+before write number `kill_at`, or with `after` behind it. One JSON line per job: exit code, names of all writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Writes:
     """Counts the writes of this process under a folder and ends it at one of them."""
 
-    def __init__(self, folder: Path, kill_at: int | None, after: bool) -> None:
-        self.folder, self.kill_at, self.after = str(folder), kill_at, after
-        self.count = 0
+    def __init__(self, folder: Path, kill_at: int | None, after: bool, number: int) -> None:
+        self.folder, self.kill_at, self.after, self.number = str(folder), kill_at, after, number
+        self.names: list[str] = []
         self._fsync = os.fsync
         os.fsync = self.fsync  # type: ignore[assignment]
         sys.addaudithook(self.hook)
@@ -36,17 +35,19 @@ class Writes:
 
     def step(self, path: Any) -> None:
         if os.path.abspath(os.fspath(path)).startswith(self.folder):
-            self.count += 1
-            if self.count == self.kill_at and not self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
+            self.names.append(os.path.basename(os.fspath(path)))
+            self.strike(before=True)
 
     def fsync(self, descriptor: int) -> None:
-        self.count += 1
-        if self.count == self.kill_at and not self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.names.append("fsync")
+        self.strike(before=True)
         self._fsync(descriptor)
-        if self.count == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.strike(before=False)
+
+    def strike(self, *, before: bool) -> None:
+        if len(self.names) == self.kill_at and before != self.after:
+            self.kill_at = None
+            os.kill(os.getpid(), self.number)
 
 
 def child(job: dict[str, Any], report: int) -> None:
@@ -58,7 +59,7 @@ def child(job: dict[str, Any], report: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream in (1, 2):
             os.dup2(said, stream)
-        writes = Writes(Path(job["folder"]), job.get("kill_at"), job.get("after", False))
+        writes = Writes(Path(job["folder"]), job.get("kill_at"), job["after"], job["signal"])
         sys.argv = ["haq", *job["argv"]]
         from haq.commands.cli import main
 
@@ -66,7 +67,7 @@ def child(job: dict[str, Any], report: int) -> None:
             main()
         except SystemExit as done:
             code = int(done.code or 0)
-        os.write(report, str(writes.count).encode())
+        os.write(report, json.dumps(writes.names).encode())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -84,7 +85,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with os.fdopen(reader) as stream:
         text = stream.read()
     _, status = os.waitpid(pid, 0)
-    return {"code": os.waitstatus_to_exitcode(status), "writes": int(text) if text else None}
+    return {"code": os.waitstatus_to_exitcode(status), "writes": json.loads(text) if text else []}
 
 
 def main() -> None:

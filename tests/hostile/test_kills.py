@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ SMALL = [
     *("--set", "quantization.calibration_samples=32"),
     *("--set", "budgets.latency_ms=1.0", "--set", "budgets.size_bytes='80%'"),
 ]
-KILLED = -9
+
+
+EVERY = int(os.environ.get("HAQ_KILL_EVERY", "6"))
+"""At every so manieth write; 1: at every one, which takes an hour."""
 
 
 class Killer:
@@ -36,14 +40,12 @@ class Killer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
         )
 
-    def __call__(
-        self, argv: list[Any], folder: Path, *, kill_at: int | None = None, after: bool = False
-    ) -> tuple[int, int | None]:
-        """Exit code and number of writes."""
+    def __call__(self, argv: list[Any], folder: Path, **options: Any) -> tuple[int, list[str]]:
+        """Exit code, and the writes: names of files, or `fsync`."""
         assert self._process.stdin
         assert self._process.stdout
-        job = {"argv": [*map(str, argv)], "folder": str(folder), "cwd": str(self.folder)}
-        self._process.stdin.write(json.dumps({**job, "kill_at": kill_at, "after": after}) + "\n")
+        job = {"argv": [*map(str, argv)], "folder": str(folder), "cwd": str(self.folder), "after": False, "signal": 9}
+        self._process.stdin.write(json.dumps({**job, **options}) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         return answer["code"], answer["writes"]
@@ -65,7 +67,7 @@ def kill(tmp_path_factory) -> Iterator[Killer]:
 def stripped(value: Any) -> Any:
     """A document without what two runs never share: times, dates, command lines, paths."""
     if isinstance(value, dict):
-        gone = ("seconds", "processor_seconds", "date", "command", "file", "sha256", "folder")
+        gone = ("seconds", "processor_seconds", "date", "command", "file", "sha256", "folder", "cache")
         return {key: stripped(entry) for key, entry in value.items() if key not in gone}
     return [stripped(entry) for entry in value] if isinstance(value, list) else value
 
@@ -90,47 +92,143 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def attack(
-    kill: Killer, name: str, argv: list[Any], *, resumes: bool, whole: tuple[str, ...] = (), stride: int = 1
+    kill: Killer, name: str, argv: list[Any], *, resume: str = "", same: bool = True, number: int = signal.SIGKILL
 ) -> int:
-    """Kill the command at each `stride`-th of its writes and run it again; how many times that was.
+    """Signal the command at its writes and run it again; how many times that was.
 
     Args:
         kill: runs it.
         name: of the folders.
         argv: the command; `OUT` stands for the folder it writes to.
-        resumes: whether it takes `--resume`; others run again over what is there.
-        whole: files that are either absent or whole when the command was killed.
-        stride: every write, or every so manieth.
+        resume: the file that says that there is something to `--resume`; without, it runs again over what is there.
+        same: whether two undisturbed runs write the same.
+        number: of the signal.
     """
 
-    def command(folder: Path, *more: str) -> list[str]:
+    def command(folder: Path) -> list[str]:
+        more = ["--resume"] if resume and (folder / resume).exists() else []
         return [*(str(part).replace("OUT", str(folder)) for part in argv), *more]
 
     good = kill.folder / f"{name}-good"
     code, writes = kill(command(good), good)
     assert code == 0, kill.said(good)
-    assert writes
     expected = content(good)
-    for number in range(1, writes + 1, stride):
-        folder = kill.folder / f"{name}-{number}"
-        code, _ = kill(command(folder), folder, kill_at=number)
-        assert code == KILLED, f"write {number}: {kill.said(folder)}"
-        for path in whole:
-            if (folder / path).exists() and path.endswith(".json"):
-                assert stripped(json.loads((folder / path).read_text())) == expected[path], f"write {number}: {path}"
-        more = ["--resume"] if resumes and folder.exists() else []
-        code, _ = kill(command(folder, *more), folder)
-        assert code == 0, f"write {number}: {kill.said(folder)}"
-        found = content(folder)
-        if resumes:
-            assert found == expected, f"write {number}"
-        else:  # a hidden file that was being written may be left
-            assert {key: value for key, value in found.items() if not key.startswith(".haq-")} == expected
+    points = range((len(writes) - 1) % EVERY + 1, len(writes) + 1, EVERY)  # the last one is among them
+    for at in points:
+        folder = kill.folder / f"{name}-{at}"
+        code, _ = kill(command(folder), folder, kill_at=at, signal=number)
+        assert code == (130 if number == signal.SIGINT else -number), f"write {at}: {code} {kill.said(folder)}"
+        for path in folder.rglob("*.json"):  # what is there is whole
+            json.loads(path.read_text())
+        code, _ = kill(command(folder), folder)
+        assert code == 0, f"write {at}: {kill.said(folder)}"
+        found = {key: value for key, value in content(folder).items() if not Path(key).name.startswith(".haq-")}
+        assert (found == expected) if same else (found.keys() == expected.keys()), f"write {at}"
         shutil.rmtree(folder)
-    return -(-writes // stride)
+    return len(points)
 
 
-def test_search(kill: Killer) -> None:
-    argv = ["search", QUICKSTART, "--out", "OUT", "--no-cache", *SMALL]
-    whole = ("policy.json", "result.json", "problem.json", "sensitivity.json")
-    assert attack(kill, "search", argv, resumes=True, whole=whole) > 40
+SEARCH = ["search", QUICKSTART, "--out", "OUT", "--no-cache", *SMALL]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_search(kill: Killer, number: int) -> None:
+    assert attack(kill, f"search-{number}", SEARCH, resume="trials.jsonl", number=number)
+
+
+@pytest.fixture(scope="module")
+def run(kill: Killer) -> Path:
+    folder = kill.folder / "run"
+    code, _ = kill([str(part).replace("OUT", str(folder)) for part in SEARCH], folder)
+    assert code == 0, kill.said(folder)
+    return folder
+
+
+def test_sensitivity(kill: Killer) -> None:
+    assert attack(kill, "sensitivity", ["sensitivity", QUICKSTART, "--out", "OUT", *SMALL])
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx", "modelopt"])
+def test_export(kill: Killer, run: Path, form: str) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert attack(kill, f"export-{form}", ["export", run, "--format", form, "--out", "OUT/file.out"])
+
+
+def test_compare(kill: Killer, run: Path) -> None:
+    assert attack(kill, "compare", ["compare", run, run, "--out", "OUT"])
+
+
+def test_bench(kill: Killer) -> None:
+    table = HERE.parents[1] / "benchmarks" / "ground_truth" / "digits_cnn_ptq.json"
+    options = ["--seeds", "1", "--evaluations", "3", "--strategy", "random", "--share", "0.2", "--metric", "bops"]
+    assert attack(kill, "bench", ["bench", "regret", table, *options, "--out", "OUT"])
+
+
+def test_ladder(kill: Killer) -> None:
+    """It writes measurements into the cache and nothing else."""
+    options = ["--policies", "3", "--set", "evaluator.ladder=['ptq','bn']", "--set", "cache.folder='OUT'"]
+    environment = os.environ.pop("HAQ_CACHE_DIR", None)
+    killer = Killer(kill.folder)
+    try:
+        assert attack(killer, "ladder", ["ladder", QUICKSTART, *SMALL, *options], same=False)
+    finally:
+        killer.close()
+        if environment is not None:
+            os.environ["HAQ_CACHE_DIR"] = environment
+
+
+def test_profile_and_validate(kill: Killer) -> None:
+    pytest.importorskip("onnxruntime")
+    own = ["--experiment", QUICKSTART, "--policies", "4", "--rounds", "2", *SMALL]
+    argv = ["profile", *own, "--out", "OUT/mine.toml"]
+    assert attack(kill, "profile", argv, resume="mine.measurements.jsonl", same=False)
+    profile = kill.folder / "profile-good" / "mine.toml"
+    argv = ["validate", profile, *own, "--no-baselines", "--out", "OUT"]
+    assert attack(kill, "validate", argv, same=False)
+
+
+COUNTING = """
+from pathlib import Path
+from haq.evaluate import METRICS
+def metric(outputs, targets):
+    with open("LOG", "a") as log:
+        print(len(outputs), file=log)
+    return METRICS["accuracy"](outputs, targets)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ilp", "adaptive_ilp", "actor_critic", "bayesian", "evolutionary", "random"])
+def test_no_evaluation_is_repeated_whichever_trial_was_the_last(kill: Killer, strategy: str) -> None:
+    """Killed behind each trial's line: the resumed run measures the others, ends alike and repeats none."""
+    if strategy == "bayesian":
+        pytest.importorskip("optuna")
+    log, module = kill.folder / f"{strategy}.log", f"counting_{strategy}"
+    (kill.folder / f"{module}.py").write_text(COUNTING.replace("LOG", str(log)))
+    more = [f"search.strategy='{strategy}'", "search.max_trials=6", f"evaluator.metric='{module}:metric'"]
+    argv = [*SEARCH, *(part for text in more for part in ("--set", text))]
+
+    def measured(folder: Path, **options: Any) -> tuple[int, list[str], int]:
+        log.write_text("")
+        code, writes = kill(
+            [str(part).replace("OUT", str(folder)) for part in argv] + options.pop("flags", []), folder, **options
+        )
+        return code, writes, log.read_text().split().count("60") - 1  # the float model is scored by every process
+
+    good = kill.folder / f"{strategy}-good"
+    code, writes, whole = measured(good)
+    assert code == 0, kill.said(good)
+    expected = content(good)
+    begun = next(index for index, name in enumerate(writes) if name == "trials.jsonl")
+    ended = next(index for index, name in enumerate(writes) if index > begun and name == "problem.json")
+    trials = [index + 1 for index in range(begun, ended) if writes[index] == "fsync"]
+    assert len(trials) >= 9
+    for at in trials[-10:-1]:
+        folder = kill.folder / f"{strategy}-{at}"
+        code, _, before = measured(folder, kill_at=at, after=True)
+        assert code == -signal.SIGKILL
+        code, _, after = measured(folder, flags=["--resume"])
+        assert code == 0, kill.said(folder)
+        assert before + after == whole, f"write {at}: {before} + {after} evaluations, {whole} undisturbed"
+        assert content(folder) == expected
+        shutil.rmtree(folder)
