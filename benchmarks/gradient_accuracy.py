@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="write a picture of accuracy against bytes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = DATASETS["digits" if arguments.task == "digits" else "fashion_mnist"]()
@@ -175,11 +176,29 @@ def main() -> None:
         ]
         if arguments.out:
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if arguments.plot:
+        plot(rows, arguments.plot)
     for row in rows:
         print(
             f"{row['task']} {row['workers']} workers  {row['method']:26s} {row['accuracy']:6.2f} %  "
             f"difference {row['difference']:+.2f} ± {row['standard_error']:.2f}  {row['bytes_ratio']:.1f} x"
         )
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        without = "no feedback" in row["method"]
+        error = statistics.stdev(row["scores"]) / len(row["scores"]) ** 0.5 if len(row["scores"]) > 1 else 0.0
+        axes.errorbar(1 / row["bytes_ratio"], row["accuracy"], error, fmt="s" if without else "o", label=row["method"])
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes sent, as a share of float32")
+    axes.set_ylabel("accuracy (%), mean and standard error")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
 
 
 def row_of(

@@ -130,6 +130,14 @@ class Member:
         return int(state["step"])
 
 
+def peer_lost(error: Exception) -> bool:
+    """Whether a collective failed because another worker is gone; gloo says so in words only."""
+    words = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "Timed out waiting")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 @contextmanager
 def _whole_batch_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms of `module` normalise with the statistics of all workers' samples.

@@ -19,7 +19,7 @@ from haq.edges.user_code import describe
 from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.nested import Batches, Loss, call_model, map_tensors, tensors_in
 from haq.training import TrainableModel
-from haq.training.data_parallel import Launch, Member, Share
+from haq.training.data_parallel import Launch, Member, Share, peer_lost
 from haq.training.distillation import DISTILLATIONS, classes_second, teacher_outputs
 from haq.training.settings import QATConfig
 from haq.training.switching import Drawable, Drawn, Same
@@ -209,6 +209,8 @@ class FineTuner:
                 except GradientError as error:
                     return Failure(f"fine-tuning: {error}")
                 except Exception as error:
+                    if member is not None and peer_lost(error):
+                        raise  # whoever started the group starts it anew
                     if _out_of_memory(error):
                         return Failure(f"out of memory in fine-tuning: {' '.join(str(error).split())}")
                     raise InputError(f"fine-tuning failed: {describe(error)}") from error
