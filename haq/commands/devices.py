@@ -1,4 +1,4 @@
-"""`haq hardware template` and `check`: own measurements as a profile."""
+"""`haq hardware`: the devices that have a profile, and one's own measurements as another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Annotated
 
 import typer
 
-from haq.commands.options import AsJson, ExperimentFile, Overrides, experiment_of
-from haq.commands.terminal import print_json, print_out, running
+from haq.commands.options import (
+    AsJson,
+    ExperimentFile,
+    Overrides,
+    experiment_of,
+)
+from haq.commands.terminal import (
+    new_table,
+    print_json,
+    print_out,
+    running,
+)
 from haq.edges.documents import write_text
 from haq.values.errors import InputError
 
@@ -76,3 +86,32 @@ def check(
         print_json(document)
         return
     print_out(f"{document['name']}: {document['title']}: fine; it models {', '.join(document['metrics'])}")
+
+
+_MOST_PRECISIONS = 9
+
+
+def hardware_list(as_json: AsJson = False) -> None:
+    """List the devices that have a profile."""
+    from haq.hardware import list_profiles
+
+    profiles = list_profiles()
+    if as_json:
+        print_json([profile.summary() for profile in profiles])
+        return
+    table = new_table("name", "device", "cost model", "precisions", "metrics")
+    for profile in profiles:
+        row = profile.summary()
+        shown, more = row["precisions"][:_MOST_PRECISIONS], row["precisions"][_MOST_PRECISIONS:]
+        precisions = ", ".join(shown) + (f", ... ({len(more)} more)" if more else "")
+        table.add_row(row["name"], row["title"], row["kind"], precisions, ", ".join(row["metrics"]))
+    print_out(table)
+
+
+def hardware_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a profile, or the path of one (.toml).")],
+) -> None:
+    """Print one device profile, with its provenance, as JSON."""
+    from haq.hardware import load_profile
+
+    print_json(load_profile(name).to_doc())

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
 
+EXIT_OTHER, EXIT_INPUT, EXIT_INFEASIBLE, EXIT_CHECK, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (TOML).")]
 PolicyFile = Annotated[
     Path, typer.Option("--policy", help="Policy file (JSON): a run's policy.json, or a file of another tool.")

@@ -93,7 +93,7 @@ def test_a_run_folder_holds_its_experiment(run_haq, tmp_path, run_folder, policy
     [
         (
             ["--format", "tflite"],
-            "--format 'tflite': unknown; known: aimet, integer, modelopt, onnx, ort-overrides, qonnx, torch",
+            "--format 'tflite': unknown; known: aimet, c, integer, modelopt, onnx, ort-overrides, qonnx, torch",
         ),
         (
             ["--format", "torch", "--pack"],
