@@ -12,7 +12,7 @@
 #include <arm_acle.h>
 #endif
 
-/* A kernel stays one function: a copy for each call would cost flash, and each layer other instructions. */
+/* A kernel stays one function: with a copy for each call, what a layer takes would hang on what else is called. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define HAQ_KERNEL static __attribute__((noinline, noclone))
 #else
