@@ -26,7 +26,7 @@ Overrides = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure everything; keep and use no measurement.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Evaluate so many policies at once, each in a process of its own (Ray).")
+    int | None, typer.Option(min=1, help="Evaluate N policies in parallel, each in a process of its own (Ray).")
 ]
 RayAddress = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Use the workers of this Ray cluster; or: auto.")

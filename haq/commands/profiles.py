@@ -31,7 +31,7 @@ def profile(
     script: Annotated[
         str, typer.Option("--command", help="command: reads a policy (JSON), writes milliseconds as its last line.")
     ] = "",
-    low: Annotated[str, typer.Option(help="command: the precision beside float.")] = "w8a8",
+    low: Annotated[str, typer.Option(help="command: the low precision compared with float.")] = "w8a8",
     timeout: Annotated[float, typer.Option(min=0.1, help="command: seconds for one call.")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
     policies: Annotated[int, typer.Option(min=4, help="Mixed policies to fit the cost of switches on.")] = 12,

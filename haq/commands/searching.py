@@ -89,7 +89,7 @@ def ladder(
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure random policies on each rung of the evaluator's ladder: do the cheap ones rank as the dear ones do?"""
+    """Measure random policies on each rung of the ladder: do cheap and expensive rungs rank policies alike?"""
     with running() as bars:
         from haq.runs.ladder import compare_rungs
 

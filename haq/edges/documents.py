@@ -119,7 +119,7 @@ def parse_json(text: str | bytes) -> Any:
         result = dict(pairs)
         if len(result) != len(pairs):
             keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
         return result
 
     def refuse(constant: str) -> Any:
@@ -280,9 +280,9 @@ def read_checked(path: Path) -> dict[str, Any]:
     """
     document = read_json(path)
     if not isinstance(document, dict):
-        raise InputError(f"{path}: expected a JSON object; remove it to have it made anew")
+        raise InputError(f"{path}: expected a JSON object; delete it to recompute")
     found = document.pop(_CHECKSUM, None)
     if found != content_digest(document):
         what = "has no checksum" if found is None else "its content is not what was written (wrong checksum)"
-        raise InputError(f"{path}: {what}; remove it to have it made anew")
+        raise InputError(f"{path}: {what}; delete it to recompute")
     return document

@@ -1,4 +1,4 @@
-"""Telling whoever watches how far a run has come."""
+"""Telling the caller how far a run has come."""
 
 from __future__ import annotations
 

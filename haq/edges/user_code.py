@@ -35,7 +35,7 @@ def load_reference(reference: str, *, key: str, folder: Path) -> Callable[..., A
             raise InputError(f"{label}: module {module_name} ({place}) has no {attribute!r}; check its spelling")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{label}: is no function but {type(found).__name__}; name a callable")
+        raise InputError(f"{label}: is not a function but {type(found).__name__}; name a callable")
     return found  # type: ignore[no-any-return]
 
 

@@ -107,7 +107,7 @@ class IntegerModel:
         for node in self.nodes:
             missing = [name for name in node.inputs if name not in seen]
             if missing or node.name in seen:
-                what = f"reads {missing[0]!r}, which is not computed before it" if missing else "stands twice"
+                what = f"reads {missing[0]!r}, which is not computed before it" if missing else "appears twice"
                 raise InputError(f"node {node.name!r} {what}; export the model anew")
             seen.add(node.name)
         if lost := [name for name in self.outputs if name not in seen]:

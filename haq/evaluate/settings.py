@@ -41,7 +41,7 @@ class EvaluatorConfig(Section):
     ladder: tuple[Rung, ...] = ()
     """Fidelities, cheapest first: the search measures on the first, its best policies climb to the last."""
     reduction: float = Field(3.0, gt=1)
-    """Of the ladder: one in so many goes on from rung to rung."""
+    """Of the ladder: keep 1 in N from rung to rung."""
 
     @property
     def rungs(self) -> tuple[str, ...]:

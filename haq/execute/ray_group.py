@@ -126,7 +126,7 @@ class RayGroup:
 
         Raises:
             InputError: Ray is missing, the group does not fit into the cluster, or a worker raised it.
-            RuntimeError: the group died more often than it may start anew.
+            RuntimeError: the group died more often than it may start over.
         """
         ray = self._connected()
         self._check_room(ray)

@@ -89,7 +89,7 @@ def check_objective(config: ExperimentConfig) -> None:
         raise InputError("evaluator.ladder: ranks policies by score; needs objective = 'sensitivity', no accuracy_drop")
     if config.data.targets != "labels" and config.sensitivity.metric == "gradient":
         raise InputError(
-            "sensitivity.metric = 'gradient': a loss against the float model itself has no gradient; take 'fisher'"
+            "sensitivity.metric = 'gradient': a loss against the float model itself has no gradient; use 'fisher'"
         )
     if allowed_drop(config.budgets) is None:
         return
@@ -128,5 +128,5 @@ def check_loss(model: nn.Module, batch: tuple[Any, Any], loss: Loss, config: Exp
     if needed and not value.requires_grad:
         raise InputError(
             f"{label}: has no gradient, which sensitivity.metric = {metric!r} needs; make the loss differentiable "
-            "or take sensitivity.metric = 'kl'"
+            "or use sensitivity.metric = 'kl'"
         )

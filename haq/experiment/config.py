@@ -73,7 +73,7 @@ class DeviceConfig(Section):
         if not all(names) or not names:
             raise ValueError("name a device, for example riscv_xpulpnn")
         if len(set(names)) != len(names):
-            raise ValueError(f"{', '.join(names)}: a device stands twice in the list")
+            raise ValueError(f"{', '.join(names)}: a device appears twice in the list")
         return profile
 
 

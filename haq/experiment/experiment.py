@@ -275,7 +275,7 @@ class Experiment(Pieces):
                     for layer, choices in self.space.precisions.items()
                 }
         except (KeyError, TypeError) as error:
-            raise InputError(f"the sensitivity table is damaged: {error!r}; remove it to have it made anew") from error
+            raise InputError(f"the sensitivity table is damaged: {error!r}; delete it to recompute") from error
         document = problem_document(
             self.network,
             self.cost_model,

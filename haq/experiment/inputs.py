@@ -153,7 +153,7 @@ class Pieces:
         """The least score that `budgets.accuracy_drop` allows, `None` without that budget.
 
         Raises:
-            InputError: it is no number of points.
+            InputError: it is not a number of points.
         """
         drop = allowed_drop(self.config.budgets)
         return None if drop is None else float_score - drop

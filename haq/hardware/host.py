@@ -56,7 +56,7 @@ def profile_warnings(profile: HardwareProfile, network: Network) -> tuple[str, .
             "slower on x86 processors without VNNI; measure again with haq profile",
         )
     if network_digest(network) != measured.network:
-        warnings += (f"profile {profile.name} was measured for another model: its layers' times do not hold here",)
+        warnings += (f"profile {profile.name} was measured for another model: its layers' timings are not valid here",)
     return warnings
 
 
@@ -78,6 +78,6 @@ def _host_warnings(measured: Measured, *, name: str) -> tuple[str, ...]:
     if cores() < measured.threads:
         differences.append(f"this process may use {cores()} processors, fewer than {measured.threads} threads")
     return tuple(
-        f"profile {name} was measured elsewhere: {text}; its times do not hold here; measure your own with haq profile"
+        f"profile {name} was measured elsewhere: {text}; its timings are not valid here; measure yours with haq profile"
         for text in differences
     )

@@ -59,7 +59,7 @@ def allowed_drop(budgets: Mapping[str, Bound]) -> float | None:
     """Points of the score that `budgets.accuracy_drop` allows to lose, `None` without that budget.
 
     Raises:
-        InputError: it is no number of points.
+        InputError: it is not a number of points.
     """
     drop = budgets.get("accuracy_drop")
     if isinstance(drop, str | tuple):

@@ -121,7 +121,7 @@ def precisions(layer: LayerDoc) -> tuple[Precision, ...]:
     """The precisions of a layer's choices, in order.
 
     Raises:
-        InputError: a choice that is no precision, or a precision that stands twice.
+        InputError: a choice that is no precision, or a precision that appears twice.
     """
     found: dict[Precision, int] = {}
     for index, choice in enumerate(layer.choices):
@@ -156,7 +156,7 @@ def tensor_formats(tensor: TensorDoc) -> tuple[Format, ...]:
     """The formats that the rows and columns of a tensor's costs stand for.
 
     Raises:
-        InputError: not exactly one of the two keys, an unknown format, or one that stands twice.
+        InputError: not exactly one of the two keys, an unknown format, or one that appears twice.
     """
     where = f"tensor {tensor_name(tensor)}"
     bits, names = tensor.activation_bits, tensor.activation_formats

@@ -118,8 +118,8 @@ def build_space(network: Network, config: SpaceConfig, cost_model: Capabilities)
     """What the experiment asks for, restricted to what the device runs.
 
     The product of the formats asked for holds for every layer; `first_last` replaces it for the first and the last
-    layer in execution order, a glob pattern in `layers` for those it matches otherwise, and a layer's own name beats
-    both.
+    layer in execution order, a glob pattern in `layers` for those it matches otherwise, and a layer's own name
+    takes precedence over both.
 
     Raises:
         InputError: one line: a format that the device does not run, a layer without choice, unknown names.
@@ -169,7 +169,7 @@ def _check_formats(network: Network, config: SpaceConfig, device: Capabilities) 
             if name not in known:
                 raise InputError(
                     f"space.{key}: {device.name} runs no layer of this model with {name} {key}; "
-                    f"it supports {_shown(sorted(supported))}; remove {name} or take another device"
+                    f"it supports {_shown(sorted(supported))}; remove {name} or use another device"
                 )
     asked_pairs = [("first_last", name) for name in config.first_last]
     asked_pairs += [(f"layers.{pattern}", name) for pattern, row in config.layers.items() for name in row]

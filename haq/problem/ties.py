@@ -27,7 +27,7 @@ def cheapest(tables: Tables, cost: Floats) -> Ints:
     if not np.isfinite(least).all():
         names = [tables.layers[i] for i in tables.groups[int(np.argmin(np.isfinite(least)))]]
         raise InputError(
-            f"activation_ties: no choice of {', '.join(names)} fits them; give the tied layers one in common"
+            f"activation_ties: no choice of {', '.join(names)} fits them; give the tied layers a common choice"
         )
     best = np.flatnonzero(cost == least[tables.group_of])[::-1]
     result = np.empty(len(tables.groups), dtype=np.int64)

@@ -37,7 +37,7 @@ class Measurements:
             raise InputError(f"{path}: no such file: nothing to resume; start without --resume")
         begun = path.exists() and b"\n" in read_bytes(path, limit=LARGEST_JOURNAL)
         if begun and not resume:
-            raise InputError(f"{path}: measurements are there already; add --resume to go on, or name another --out")
+            raise InputError(f"{path}: measurements already exist; add --resume to go on, or name another --out")
         self._open()
         try:
             if begun:

@@ -129,7 +129,7 @@ def profile_machine(
     if out.suffix != ".toml":
         raise InputError(f"--out {out}: a profile is a TOML file; end its name in .toml")
     if out.exists() and not resume:
-        raise InputError(f"{out}: is there already; name another --out, or add --resume to go on with its measurements")
+        raise InputError(f"{out}: already exists; name another --out, or add --resume to go on with its measurements")
     show.stage("tracing the model")
     network = experiment.network
     show.stage("calibrating")

@@ -74,7 +74,7 @@ def profile_microcontroller(
     if out.suffix != ".toml":
         raise InputError(f"--out {out}: a profile is a TOML file; end its name in .toml")
     if out.exists() and not resume:
-        raise InputError(f"{out}: is there already; name another --out, or add --resume to go on with its measurements")
+        raise InputError(f"{out}: already exists; name another --out, or add --resume to go on with its measurements")
     versions, network = EmulatedBoard.versions(), experiment.network
     board = open_board(experiment)
     setup = {**versions, "network": network_digest(network), "precisions": [str(p) for p in PRECISIONS]}

@@ -27,7 +27,7 @@ def mixed_policies(
 
     Args:
         layers: in execution order.
-        low: the precision beside float.
+        low: the low precision compared with float.
         count: how many; fewer where the network has not so many.
         seed: of the draw.
         exclude: keys of policies that must not be among them.

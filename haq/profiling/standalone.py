@@ -30,7 +30,7 @@ def standalone_times(
     Args:
         model: the float model.
         network: its layers.
-        low: the precision beside float.
+        low: the low precision compared with float.
         choice: of the runtime.
         show: shows progress.
     """

@@ -176,7 +176,7 @@ def accelerator_warnings(measured: Measured, runtime: Runtime) -> tuple[str, ...
     here = getattr(runtime, "accelerator", "")
     if here == measured.accelerator:
         return ()
-    return (f"the profile was measured on {measured.accelerator}, this is {here}: its times do not hold here",)
+    return (f"the profile was measured on {measured.accelerator}, this is {here}: its timings are not valid here",)
 
 
 def _through_ends(values: Sequence[float], ms: Sequence[float]) -> list[float]:

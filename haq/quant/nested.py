@@ -58,7 +58,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter: a torch without CUDA
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
-            f"device {name!r}: torch {torch.__version__} cannot use it here: {reason}; take 'cpu'"
+            f"device {name!r}: torch {torch.__version__} cannot use it here: {reason}; use 'cpu'"
         ) from error
 
 

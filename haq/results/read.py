@@ -65,7 +65,7 @@ def load_run(folder: str | Path) -> Run:
     """
     path = Path(folder)
     if not (path / "result.json").is_file():
-        found = "has no result.json" if path.is_dir() else "is no folder"
+        found = "has no result.json" if path.is_dir() else "is not a folder"
         raise InputError(f"{path}: {found}; give the folder of a finished run (haq search EXPERIMENT --out {path})")
     result = load_result(path / "result.json")
     policy = read_json(path / "policy.json")

@@ -25,7 +25,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         parts.append(_comparison(answer, entry, _label(name, entry), unit, result["objective"]))
     if (best := result.get("best_measured")) is not None:
         lead = _digits(best - answer["score"], unit)
-        parts.append(f"another policy measured {lead}{unit} more on the search split, which the fit takes for luck")
+        more = f"another policy measured {lead}{unit} more on the search split"
+        parts.append(f"{more}, which the fitted model attributes to noise")
     if result["answer_is_baseline"]:
         parts.append(f"the search found nothing better than {answer['source']}, whose policy is the answer")
     return "; ".join(parts) + "."

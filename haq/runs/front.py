@@ -91,7 +91,7 @@ def run_front(
     every = points(experiment.config)
     folder = run_folder(experiment.config.name, out, resume=resume)
     if not resume and any((folder / point.name).exists() for point in every):
-        raise InputError(f"{folder}: a run is there already; add --resume to go on, or name another --out")
+        raise InputError(f"{folder}: a run already exists; add --resume to go on, or name another --out")
     bases = _checked(experiment, every)
     parts: dict[str, Experiment] = {}
     failures: dict[str, InfeasibleError] = {}

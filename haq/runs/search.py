@@ -43,7 +43,7 @@ def run_folder(name: str, out: Path | None, *, resume: bool) -> Path:
     With `resume`, the newest that is there.
 
     Raises:
-        InputError: `out` is no folder, or holds a run and is not to be resumed, or there is nothing to resume.
+        InputError: `out` is not a folder, or holds a run and is not to be resumed, or there is nothing to resume.
     """
     if out is not None:
         return _checked_folder(out, resume=resume)
@@ -64,9 +64,9 @@ def _checked_folder(out: Path, *, resume: bool) -> Path:
     if resume and not out.exists():
         raise InputError(f"{out}: no run to resume; start it without --resume")
     if not resume and holds_trials(out / JOURNAL):
-        raise InputError(f"{out}: a run is there already; add --resume to go on, or name another --out")
+        raise InputError(f"{out}: a run already exists; add --resume to go on, or name another --out")
     if not resume and any((out / name).exists() for name in ("policy.json", "result.json")):
-        raise InputError(f"{out}: results are there already, which this run would overwrite; name another --out")
+        raise InputError(f"{out}: results already exist, which this run would overwrite; name another --out")
     return out
 
 

@@ -87,7 +87,7 @@ def sweep_runs(config: SweepConfig) -> list[SweepRun]:
     """The points of the grid, in the order of the file.
 
     Raises:
-        InputError: `options` of a strategy that the sweep does not have, or a point that stands twice.
+        InputError: `options` of a strategy that the sweep does not have, or a point that appears twice.
     """
     if unused := sorted(set(config.options) - set(config.strategies)):
         raise InputError(f"options.{unused[0]}: not among strategies; add it there or remove its options")
@@ -105,7 +105,7 @@ def sweep_runs(config: SweepConfig) -> list[SweepRun]:
         runs.append(SweepRun(label, (*overrides, f"name={config.name}-{label}"), group))
     labels = [run.label for run in runs]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise InputError(f"the run {twice[0]} stands twice in the sweep; name each strategy, device and seed once")
+        raise InputError(f"the run {twice[0]} appears twice in the sweep; name each strategy, device and seed once")
     return runs
 
 

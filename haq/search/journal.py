@@ -96,7 +96,7 @@ class Journal:
         journal = cls(path, _locked(path), [])
         if holds_trials(path):
             journal.close()
-            raise InputError(f"{path}: a run is there already; add --resume to go on, or name another --out")
+            raise InputError(f"{path}: a run already exists; add --resume to go on, or name another --out")
         journal._stream.truncate(0)
         journal._write({"schema_version": 1, "setup": finite(setup)})
         return journal
@@ -143,7 +143,7 @@ class Journal:
             raise InputError(f"{self._path}: cannot be written: {error.strerror}; free space and --resume") from error
 
     def close(self) -> None:
-        """Let others open it."""
+        """Release it."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ def _parse(path: Path, content: bytes, setup: Mapping[str, Any]) -> list[Trial]:
         try:
             documents.append(parse_json(line))
         except ValueError as error:
-            raise InputError(f"{path}:{number}: not a journal line: {error}; start anew in another --out") from error
+            raise InputError(f"{path}:{number}: not a journal line: {error}; start over in another --out") from error
     found = documents[0].get("setup") if documents and isinstance(documents[0], dict) else None
     try:
         if not isinstance(found, dict):
@@ -181,10 +181,10 @@ def _parse(path: Path, content: bytes, setup: Mapping[str, Any]) -> list[Trial]:
         changed = _changes(found, json.loads(json.dumps(finite(setup), default=str)))
         trials = [Trial.from_doc(document) for document in documents[1:]]
     except ValueError as error:
-        raise InputError(f"{path}: not a journal of trials: {error}; start anew in another --out") from error
+        raise InputError(f"{path}: not a journal of trials: {error}; start over in another --out") from error
     if changed:
         listed = "; ".join(changed[:_SHOWN_CHANGES])
         raise InputError(f"{path}: cannot resume, the setup changed: {listed}; undo that or name another --out")
     if len({trial.number for trial in trials}) != len(trials):
-        raise InputError(f"{path}: trials stand twice; start anew in another --out")
+        raise InputError(f"{path}: trials appear twice; start over in another --out")
     return trials

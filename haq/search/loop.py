@@ -29,7 +29,7 @@ class Executor(Protocol):
         """What is done by now and was not returned yet, without waiting: asked when a search is interrupted."""
 
     def close(self) -> None:
-        """Stop what still runs, and let go of workers."""
+        """Stop what still runs, and release workers."""
 
 
 class Priced(Protocol):

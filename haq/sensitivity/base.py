@@ -121,9 +121,7 @@ class SensitivityTable:
         try:
             found = _TableDoc.model_validate(document)
         except ValidationError as error:
-            raise InputError(
-                f"{path}: not a sensitivity table: {one_line(error)}; remove it to have it made anew"
-            ) from error
+            raise InputError(f"{path}: not a sensitivity table: {one_line(error)}; delete it to recompute") from error
         table = cls(found.metric, found.signature, found.weights, found.activations, found.details)
         if table.signature != signature:
             raise InputError(

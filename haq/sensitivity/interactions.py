@@ -69,7 +69,7 @@ class InteractionTable:
             found = _TableDoc.model_validate(document)
         except ValidationError as error:
             raise InputError(
-                f"{path}: not a table of interactions: {one_line(error)}; remove it to have it made anew"
+                f"{path}: not a table of interactions: {one_line(error)}; delete it to recompute"
             ) from error
         table = cls(found.signature, found.alone, found.pairs, found.details)
         if table.signature != signature:

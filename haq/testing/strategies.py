@@ -210,7 +210,7 @@ def _check_repeatable(name: str, problem: Problem, factory: StrategyFactory, pla
 
 
 def _check_batches(name: str, problem: Problem, factory: StrategyFactory, played: Sequence[Trial], trials: int) -> None:
-    """Asked for several at once, it proposes at most so many, valid ones, and comes to its end."""
+    """Asked for several at once, it proposes at most so many, valid ones, and is exhausted."""
     strategy = factory(problem, seed=0)
     proposed = strategy.suggest(3)
     _require(0 < len(proposed) <= 3, name, f"suggest(3) gave {len(proposed)} policies")
@@ -218,4 +218,4 @@ def _check_batches(name: str, problem: Problem, factory: StrategyFactory, played
     if len(played) < trials:
         strategy = factory(problem, seed=0)
         strategy.update(played)
-        _require(strategy.suggest(1) == [], name, "it had come to its end, but proposed more after a resume")
+        _require(strategy.suggest(1) == [], name, "it was exhausted, but proposed more after a resume")

@@ -60,7 +60,7 @@ def load_images(
         search: images of the split that policies are scored on.
         test: images of the split that the answer is scored on.
         crops: in place of the centre, so many random cuts of each image, half of them mirrored; 0: the centre.
-        classes: how many class folders there must be; default: whatever there is.
+        classes: expected number of class folders; default: not checked.
         mean: taken off each channel, on the scale of 0 to 255; the default is EfficientNet-Lite's.
         std: divides each channel.
 

@@ -164,7 +164,7 @@ def test_a_run_folder_is_not_overwritten_and_a_changed_setup_not_resumed(haq, fi
     folder, _ = finished
     code, out, err = haq("search", QUICKSTART, "--out", folder, *FAST)
     assert (code, out) == (2, "")
-    assert "a run is there already; add --resume" in err
+    assert "a run already exists; add --resume" in err
     code, out, err = haq("search", QUICKSTART, "--out", folder, "--resume", *FAST, "--set", "seed=5")
     assert (code, out) == (2, "")
     assert "seed (0 -> 5)" in err
@@ -263,7 +263,7 @@ def test_a_budget_that_is_none_is_refused(haq, budget, told):
     [
         ("", "not valid JSON"),
         ('{"a": 1', "not valid JSON"),
-        ('{"stem": {}, "stem": {}}', "stands twice"),
+        ('{"stem": {}, "stem": {}}', "appears twice"),
         ('{"stem": {"weight_bits": NaN, "activation_bits": 8}}', "NaN is not a number"),
         ("[1, 2]", "not a policy"),
         ('{"conv9": {"weight_bits": 8, "activation_bits": 8}}', "conv9"),

@@ -45,7 +45,7 @@ def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
 def test_a_gpu_that_is_not_there_is_one_clear_line(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match=rf"evaluator.device: device '{device}': .*; take 'cpu'$"):
+    with pytest.raises(InputError, match=rf"evaluator.device: device '{device}': .*; use 'cpu'$"):
         experiment(f"evaluator.device='{device}'").check()
     arguments = ["search", str(QUICKSTART), "--set", f"evaluator.device='{device}'", "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["haq", *arguments])

@@ -296,7 +296,7 @@ def test_padding_moves_into_the_convolutions():
 
 @pytest.mark.parametrize("dead", [0.0, 1e-9], ids=["zero", "nearly zero"])
 def test_dead_channels_do_not_keep_a_layer_from_integers(dead):
-    """As in EfficientNet: a channel without weights, whose bias is no number of steps of its own."""
+    """As in EfficientNet: a channel without weights, whose bias is not a number of steps of its own."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)

@@ -11,6 +11,7 @@ import haq
 from haq import InputError, Policy, Precision
 from haq.evaluate import LOSSES
 from haq.export import export
+from haq.export.packing import Coding
 from haq.training import FineTuner
 from haq.training.settings import QATConfig
 
@@ -127,7 +128,10 @@ def test_codes_of_lsq_are_those_of_their_format_and_dorefas_are_odd(tmp_path, fi
     for quantizer in ("lsq", "dorefa"):
         export(fine_tune(quantizer, "w3a6").model, digits_cnn, tmp_path / quantizer, inputs=None, format="torch")
         with safe_open(str(tmp_path / quantizer), framework="pt") as file:
-            found[quantizer] = set(file.get_tensor("conv.weight_codes.0").flatten().tolist())
+            packing = json.loads(file.metadata()["haq"])["packed"]["conv"]
+            coding = Coding(packing["bits"], packing["low"], packing["step"])
+            codes = coding.unpack(file.get_tensor("conv.weight_codes.0"), tuple(packing["shapes"][0]))
+            found[quantizer] = set(codes.flatten().tolist())
     assert found["lsq"] <= set(range(-4, 4))
     assert found["dorefa"] <= {-7, -5, -3, -1, 1, 3, 5, 7}
 

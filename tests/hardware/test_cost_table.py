@@ -72,14 +72,14 @@ def test_a_missing_row_names_layer_key_precision_file_and_remedy(tmp_path: Path)
         pytest.param("", "holds no rows", id="empty"),
         pytest.param("a,int8,int8,1\n", "line 2: expected 5 values", id="too few values"),
         pytest.param("a,int8,int8,1,2,3\n", "line 2: expected 5 values", id="too many values"),
-        pytest.param("a,int8,int8,fast,\n", "line 2: latency_ms 'fast' is no number", id="no number"),
+        pytest.param("a,int8,int8,fast,\n", "line 2: latency_ms 'fast' is not a number", id="no number"),
         pytest.param("a,int8,int8,nan,\n", "line 2: latency_ms 'nan' must be finite", id="NaN"),
         pytest.param(
             "a,int8,int8,1,\na,int4,int8,-1,\n", "line 3: latency_ms '-1' must be finite and not neg", id="neg"
         ),
         pytest.param("a,int8,int8,1,inf\n", "line 2: energy_mj 'inf'", id="infinite energy"),
         pytest.param("a,int99,int8,1,\n", "line 2: unknown number format 'int99'", id="format"),
-        pytest.param("a,int8,int8,1,\na,int8,int8,2,\n", "line 3: a in w8a8 stands twice", id="twice"),
+        pytest.param("a,int8,int8,1,\na,int8,int8,2,\n", "line 3: a in w8a8 appears twice", id="twice"),
         pytest.param('a,"int8,int8,1,\n', "cannot be read", id="open quote"),
     ],
 )

@@ -150,7 +150,7 @@ def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path, good) -> None:
     ended = [(one.communicate()[1], one.returncode) for one in running]
     assert sorted(code for _, code in ended) == [0, 2, 2], ended
     for said, code in ended:
-        assert code == 0 or "another haq is writing this run" in said or "a run is there already" in said
+        assert code == 0 or "another haq is writing this run" in said or "a run already exists" in said
     assert content(tmp_path / "run") == good
 
 

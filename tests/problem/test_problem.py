@@ -300,7 +300,7 @@ HOSTILE: dict[str, tuple[Callable[[Doc], None], str]] = {
         "budgets.latency_ms: 0 leaves room for nothing; give a bound above 0",
     ),
     "negative budget": (set_at("budgets", "latency_ms", -3), "budgets.latency_ms: -3 leaves room for nothing"),
-    "budget that is no number": (set_at("budgets", "latency_ms", "4"), "budgets.latency_ms: .*valid number"),
+    "budget that is not a number": (set_at("budgets", "latency_ms", "4"), "budgets.latency_ms: .*valid number"),
     "budget on an unknown metric": (
         set_at("budgets", "latency", 4),
         "budgets: unknown metric 'latency'; the problem prices latency_ms",
@@ -332,7 +332,7 @@ def test_hostile_documents_get_one_clear_line(name: str) -> None:
     [
         ("", "not valid JSON"),
         ('{"schema_version": 1', "not valid JSON"),
-        ('{"schema_version": 1, "schema_version": 1}', "the key 'schema_version' stands twice"),
+        ('{"schema_version": 1, "schema_version": 1}', "the key 'schema_version' appears twice"),
         ('{"schema_version": NaN}', "NaN is not a number that can be used here"),
         ("[]", "top level: .*valid dictionary"),
         ("3", "top level: .*valid dictionary"),

@@ -97,7 +97,7 @@ def test_measurements_survive_a_torn_last_line(tmp_path):
     ("content", "resume", "message"),
     [
         (None, True, "no such file: nothing to resume"),
-        (b'{"setup": {"threads": 1}}\n', False, "measurements are there already; add --resume"),
+        (b'{"setup": {"threads": 1}}\n', False, "measurements already exist; add --resume"),
         (b'{"setup": {"threads": 2}}\n', True, r"the setup changed: threads \(2 -> 1\); name another --out"),
         (b"hello\n", True, "not a file of measurements"),
         (

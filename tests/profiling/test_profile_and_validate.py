@@ -69,7 +69,7 @@ def test_a_killed_profiling_goes_on_where_it_stopped(tmp_path, experiment, known
     assert not out.exists()
     assert 3 < len(kept) < 7  # setup, layers, unmet, and some but not all of four rounds
     known()
-    with pytest.raises(InputError, match="measurements are there already; add --resume"):
+    with pytest.raises(InputError, match="measurements already exist; add --resume"):
         make(experiment, out)
     document = make(experiment, out, resume=True)
     lines = out.with_suffix(".measurements.jsonl").read_text().splitlines()

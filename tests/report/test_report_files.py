@@ -280,5 +280,5 @@ def test_damaged_runs_are_refused(run_dir: Path, tmp_path: Path, damage: Callabl
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder; give the folder of a finished run"):
+    with pytest.raises(InputError, match="is not a folder; give the folder of a finished run"):
         write_plots(tmp_path / "absent")

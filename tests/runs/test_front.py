@@ -77,7 +77,7 @@ def test_files_are_there_and_a_second_run_must_resume(front):
     assert {"front.csv", "front.json", "compare.html"} <= {path.name for path in folder.iterdir()}
     found = {entry["point"] for entry in document["points"] if entry["policy"]}
     assert {path.stem for path in (folder / "policies").iterdir()} == found
-    with pytest.raises(InputError, match="a run is there already; add --resume"):
+    with pytest.raises(InputError, match="a run already exists; add --resume"):
         run_front(load(*SEVERAL), out=folder)
     before = {path: path.read_bytes() for path in folder.glob("*/trials.jsonl")}
     _, again = run_front(load(*SEVERAL), out=folder, resume=True)
@@ -106,7 +106,7 @@ def test_nothing_feasible_is_told(tmp_path):
         ('budgets={latency_ms=["50%", "50%"]}', "list each bound once"),
         ('budgets={latency_ms=["50%", "fast"]}', "a budget is a number above 0"),
         ('budgets={latency_ms=["50%"], size_bytes=["50%"]}', "only one budget may list several bounds"),
-        ('device.profile=["bitfusion", "bitfusion"]', "a device stands twice"),
+        ('device.profile=["bitfusion", "bitfusion"]', "a device appears twice"),
         ("device.profile=[]", "name a device"),
     ],
 )

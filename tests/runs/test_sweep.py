@@ -50,7 +50,7 @@ def test_the_grid_is_the_product_of_its_lists(tmp_path):
     ("text", "message"),
     [
         ("strategy = ['ilp']", r"sweep\.toml: strategy: unknown key"),
-        ("seeds = [1, 1]", "s1 stands twice"),
+        ("seeds = [1, 1]", "s1 appears twice"),
         ("strategies = ['ilp']\n[options.random]\n", r"options\.random: not among strategies"),
         ("seeds = ['a']", r"sweep\.toml: seeds\.0"),
         ("strategies = ['ipl']", "unknown"),

@@ -183,7 +183,7 @@ def test_only_one_process_writes_a_journal(tmp_path, resume):
     path = tmp_path / "trials.jsonl"
     with Journal.create(path, {}) as journal:
         search(journal, Counting(), max_trials=1)
-        with pytest.raises(InputError, match=r"another haq|a run is there already"):
+        with pytest.raises(InputError, match=r"another haq|a run already exists"):
             Journal.open(path, {}, resume=resume)
         assert len(lines(path)) == 2
 
@@ -234,7 +234,7 @@ def test_a_damaged_journal_is_refused(tmp_path, content, message):
 def test_trials_that_stand_twice_are_refused(tmp_path):
     path = begun(tmp_path / "trials.jsonl", {})
     path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
-    with pytest.raises(InputError, match="stand twice"):
+    with pytest.raises(InputError, match="appear twice"):
         Journal.resume(path, {})
 
 

@@ -84,7 +84,7 @@ class Twice(OverBudget):
     [
         (OverBudget, "toy knapsack: over budget"),
         (Twice, "toy knapsack: a policy was proposed twice"),
-        (Forgetful, "come to its end, but proposed more"),
+        (Forgetful, "exhausted, but proposed more"),
         (Uniform, "the optimum is"),
     ],
 )

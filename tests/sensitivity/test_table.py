@@ -196,7 +196,7 @@ def test_a_table_that_was_edited_is_not_believed(conv_model, images, tmp_path, v
     document = json.loads(file.read_text())
     document["weights"]["fc"]["int2"] = value
     file.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"sensitivity\.json: its content is not what was written .*; remove it"):
+    with pytest.raises(InputError, match=r"sensitivity\.json: its content is not what was written .*; delete it"):
         table(conv_model, images, file=file)
 
 

@@ -129,7 +129,7 @@ def test_the_float_model_agrees_with_itself(request):
     ("overrides", "message"),
     [
         (["data.targets=float_model"], "name your own module:function"),
-        ([*AGAINST_FLOAT, "sensitivity.metric=gradient"], "has no gradient; take 'fisher'"),
+        ([*AGAINST_FLOAT, "sensitivity.metric=gradient"], "has no gradient; use 'fisher'"),
         (["evaluator.metric=agreement"], "set data.targets = 'float_model'"),
     ],
     ids=["accuracy", "gradient", "labels"],

@@ -74,7 +74,7 @@ def _number(text: str, column: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{column} {text!r} is no number") from None
+        raise ValueError(f"{column} {text!r} is not a number") from None
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{column} {text!r} must be finite and not negative")
     return value
@@ -110,7 +110,7 @@ def read_table(path: Path, *, energy: bool = False) -> dict[Key, Entry]:
             except ValueError as error:
                 raise InputError(f"{path}: line {reader.line_num}: {error}") from error
             if key in table:
-                raise InputError(f"{path}: line {reader.line_num}: {key[0]} in {key[1]} stands twice; remove one")
+                raise InputError(f"{path}: line {reader.line_num}: {key[0]} in {key[1]} appears twice; remove one")
             table[key] = entry
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

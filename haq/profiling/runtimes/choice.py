@@ -28,7 +28,7 @@ class RuntimeChoice:
         threads: of one operator.
         device: `cpu` or `cuda`; of `torch`.
         command: of `command`: reads a policy as JSON on standard input, writes milliseconds as its last line.
-        low: the precision beside float, of `command`; of the others it is what they execute.
+        low: the low precision compared with float, of `command`; of the others it is what they execute.
         timeout: seconds for one call of `command`.
     """
 

@@ -117,7 +117,7 @@ class Decisions:
         return np.array(states).reshape(len(self.all), self.width), np.array(actions)
 
     def enforced(self, assignment: Ints) -> Ints | None:
-        """The assignment within every budget that HAQ's loop reaches, `None` if it comes to its end before.
+        """The assignment within every budget that HAQ's loop reaches, `None` if it is exhausted before.
 
         From the last layer to the first, again and again: one step less for the activations, check, one step less
         for the weights, check. Tied layers step together.

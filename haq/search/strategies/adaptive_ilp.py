@@ -81,7 +81,7 @@ class AdaptiveILP(SearchStrategy):
         if objective != SENSITIVITY or SENSITIVITY in budgets:
             raise InputError(
                 "search.strategy = 'adaptive_ilp' relearns the predicted loss: it needs objective = 'sensitivity' and "
-                "no budget on it; take 'ilp' otherwise"
+                "no budget on it; use 'ilp' otherwise"
             )
 
     def suggest(self, count: int) -> list[Policy]:

@@ -97,7 +97,7 @@ class Differentiable(SearchStrategy):
         if objective != SENSITIVITY or SENSITIVITY in budgets:
             raise InputError(
                 "search.strategy = 'differentiable' minimises the loss itself: it needs objective = 'sensitivity' and "
-                "no budget on it; take 'ilp' otherwise"
+                "no budget on it; use 'ilp' otherwise"
             )
 
     def suggest(self, count: int) -> list[Policy]:
