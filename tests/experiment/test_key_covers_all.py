@@ -39,7 +39,7 @@ ELSEWHERE = (
 )  # fmt: skip
 """Tested below, or in the key by what they do: a device by its quantization, a rung by its name."""
 OWN_MODEL, OWN_DATA = {"model": {"factory": "mine_of_keys:model"}}, {"data": {"factory": "mine_of_keys:data"}}
-DISTILLED = {"evaluator.qat.distillation": "kl"}
+DISTILLED, GROUP = {"evaluator.qat.distillation": "kl"}, {"evaluator.qat.data_parallel": 2}
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "model.name": (OWN_MODEL, {"model": {"name": "digits_cnn"}}),
     "model.factory": ({}, OWN_MODEL),
@@ -52,6 +52,12 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "evaluator.loss": ({}, {"evaluator.loss": "mine_of_keys:loss"}),
     "evaluator.qat.training_step": ({}, {"evaluator.qat.training_step": "mine_of_keys:step"}),
     "evaluator.qat.distillation_weight": (DISTILLED, {"evaluator.qat.distillation_weight": 0.25}),
+    "evaluator.qat.checkpoint_steps": (GROUP, {"evaluator.qat.checkpoint_steps": 7}),
+    "evaluator.qat.compressor": (GROUP, {"evaluator.qat.compressor": "onebit"}),
+    "evaluator.qat.compressor_options": (
+        {**GROUP, "evaluator.qat.compressor": "onebit"},
+        {"evaluator.qat.compressor_options": {"error_feedback": True}},
+    ),
     "evaluator.qat.temperature": (DISTILLED, {"evaluator.qat.temperature": 2.0}),
 }  # fmt: skip
 """Key -> what it needs beside, and the change, where one cannot be made up from its type."""
