@@ -67,8 +67,8 @@ def test_the_mean_over_many_draws_is_the_gradient(name: str) -> None:
     compressor, values, draws = _make(name, UNBIASED[name]), _values(40), 600
     sent = torch.stack([_sent(compressor, values, Place("w", (40,), step=step)) for step in range(draws)])
     error = (sent.mean(0) - values).abs()
-    # Five standard errors. A value so small that no draw sent it has none of its own: rounding between 0 and the largest
-    # value has a variance of at most |value| x largest.
+    # Five standard errors. A value so small that no draw sent it has none of its own: rounding between 0 and the
+    # largest value has a variance of at most |value| x largest.
     spread = torch.maximum(sent.std(0), (values.abs() * values.abs().max()).sqrt())
     bound = 5 * spread / draws**0.5 + 1e-6
     assert (error <= bound).all()
