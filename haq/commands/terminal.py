@@ -142,6 +142,9 @@ def show_front(folder: Path, document: dict[str, Any]) -> None:
         transfer.add_row(row["policy_of"], row["device"], *costs)
     table.columns[0].no_wrap = transfer.columns[0].no_wrap = True
     print_out(table, *([transfer] if document["transfer"] else []))
+    lines = {entry["point"]: entry["coverage"]["line"] for entry in found}
+    for line in dict.fromkeys(lines.values()):
+        print_out(f"{', '.join(point for point, own in lines.items() if own == line)}: {line}")
     print_out(f"float test score {number_text(document['float_test_score'])}; policies: {folder / 'policies'}")
 
 

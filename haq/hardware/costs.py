@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from haq.hardware.base import CostModel, input_reader
@@ -127,7 +127,7 @@ class CostReport:
             "joins": [_join_doc(row, additive) for row in self.joins],
             "peak": _peak_doc(self.peak) if self.peak is not None else None,
             "float": [row.to_doc(additive) for row in self.floats],
-            "coverage": {**asdict(self.coverage), "line": self.coverage.line},
+            "coverage": self.coverage.to_doc(),
             "lower_bounds": self.lower_bounds,
             "totals": self.totals,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from haq.values.formats import Precision
@@ -73,6 +73,10 @@ class Coverage:
     quantized_bytes: float
     macs: int
     quantized_macs: int
+
+    def to_doc(self) -> dict[str, Any]:
+        """Plain data, with the line."""
+        return {**asdict(self), "line": self.line}
 
     @property
     def line(self) -> str:

@@ -73,6 +73,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"run": name, "device": result.device.name, "strategy": run.strategy}
         row |= {"test_score": result.answer.test_score, "search_score": result.answer.score}
         row |= {"float_test_score": result.unquantized.test_score, "policies": result.trials or len(run.trials)}
+        if result.breakdown.coverage is not None:
+            row["quantized_bytes_percent"] = result.breakdown.coverage.bytes_percent
         rows.append(row | {metric: result.answer.costs[metric] for metric in comparison.metrics})
     return rows
 
@@ -160,6 +162,7 @@ def _page(comparison: Comparison, rows: list[dict[str, Any]], plots: Mapping[str
             "test": score(row["test_score"], unit),
             "search": score(row["search_score"], unit),
             "float": score(row["float_test_score"], unit),
+            "quantized": f"{row['quantized_bytes_percent']:.1f}" if "quantized_bytes_percent" in row else "–",
         }
         for row in rows
     ]

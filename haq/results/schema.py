@@ -110,6 +110,11 @@ class Coverage(_Doc):
     quantized_macs: float
     line: str = ""
 
+    @property
+    def bytes_percent(self) -> float:
+        """Share of the deployed model's bytes that is quantized."""
+        return 100.0 * self.quantized_bytes / self.bytes if self.bytes else 100.0
+
 
 class Peak(_Doc):
     """The step of the network at which activation memory is largest."""

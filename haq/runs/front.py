@@ -145,7 +145,12 @@ def _document(
             (e["point"] for e in entries if (e["device"], e["policy"]) == (point.device, answer.policy.to_doc())), None
         )
         test = parts[point.name].evaluator("test")(answer.policy)
-        entries.append(_entry(point, answer) | {"same_policy_as": same, "test_score": test.score if test.ok else None})
+        coverage = cost_report(parts[point.name].network, parts[point.name].cost_model, answer.policy).coverage
+        entries.append(
+            _entry(point, answer)
+            | {"same_policy_as": same, "test_score": test.score if test.ok else None}
+            | {"coverage": coverage.to_doc()}
+        )
     first = parts[found[0].name]
     return {
         "schema_version": 1,

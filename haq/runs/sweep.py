@@ -1,4 +1,4 @@
-"""`haq sweep`: a grid of searches through Ray Tune, one run folder each, one comparison at the end."""
+"""`haq sweep`: a grid of searches, here or through Ray Tune, one run folder each, one comparison at the end."""
 
 from __future__ import annotations
 
@@ -114,6 +114,8 @@ def run_sweep(
 ) -> list[dict[str, Any]]:
     """Run all points of a sweep, `workers` at a time, and compare them in `out/compare`.
 
+    One worker without a scheduler runs in this process and needs no Ray; everything else goes through Ray Tune.
+
     Args:
         path: the sweep file.
         out: gets `<label>/` for each run, `sweep.json` and `compare/`.
@@ -142,16 +144,18 @@ def run_sweep(
         pieces.check()
     if out.exists() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: is not empty; add --resume to go on with its sweep, or name another --out")
-    tune, asha = _tune(), None
-    if (scheduler := config.scheduler) is not None:
-        grace, evaluations = scheduler.grace_evaluations, pieces.config.search.max_trials
-        asha = tune.GroupedASHA(grace=grace, reduction=scheduler.reduction, evaluations=evaluations)
+    serial = workers == 1 and config.scheduler is None and not (out / _TUNE).exists()
+    if not serial:
+        _tune()
     document = {"schema_version": 1, "sweep": config.model_dump(mode="json"), "runs": []}
     _check_unchanged(out / "sweep.json", document)
     write_json(out / "sweep.json", document)
     points = [_point(run, experiment, out.resolve()) for run in runs]
-    # Tune knows which runs ended; each run's journal knows how far it came.
-    found = tune.run_trials(run_point, points, place=out.resolve() / _TUNE, workers=workers, resume=resume, asha=asha)
+    if serial:
+        found = {point["label"]: _run_here(point) for point in points}
+    else:
+        evaluations = pieces.config.search.max_trials
+        found = _run_side_by_side(config.scheduler, points, evaluations, out=out, workers=workers, resume=resume)
     rows = [_row(run.label, found.get(run.label, {"error": "was not run"})) for run in runs]
     for row in rows:
         note(f"{row['label']}: {row['error'] or row['verdict']}")
@@ -206,7 +210,38 @@ def run_point(point: dict[str, Any], on_proposal: Callable[[float | None], None]
         result = load_result(folder / "result.json")
     except (InputError, InfeasibleError) as error:
         return {**row, "error": " ".join(str(error).split())}
-    return {**row, "verdict": result.verdict, "test_score": result.answer.test_score}
+    coverage = result.breakdown.coverage
+    done = {**row, "verdict": result.verdict, "test_score": result.answer.test_score}
+    return done if coverage is None else {**done, "coverage": coverage.line}
+
+
+def _run_here(point: dict[str, Any]) -> dict[str, Any]:
+    """One run in this process; like Tune, it turns what a user's code raises into the row's error."""
+    try:
+        return run_point(point, lambda score: None)
+    except Exception as error:
+        return {"label": point["label"], "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _run_side_by_side(
+    scheduler: SchedulerConfig | None,
+    points: Sequence[dict[str, Any]],
+    evaluations: int,
+    *,
+    out: Path,
+    workers: int,
+    resume: bool,
+) -> dict[str, dict[str, Any]]:
+    """Through Ray Tune, which knows which runs ended; each run's journal knows how far it came."""
+    tune, asha = _tune(), None
+    if scheduler is not None:
+        grace, reduction = scheduler.grace_evaluations, scheduler.reduction
+        asha = tune.GroupedASHA(grace=grace, reduction=reduction, evaluations=evaluations)
+    place = out.resolve() / _TUNE
+    found: dict[str, dict[str, Any]] = tune.run_trials(
+        run_point, points, place=place, workers=workers, resume=resume, asha=asha
+    )
+    return found
 
 
 def _tune() -> ModuleType:
@@ -214,7 +249,9 @@ def _tune() -> ModuleType:
     try:
         from haq.execute import tune
     except ImportError as error:
-        raise InputError("haq sweep needs Ray Tune: pip install 'haq[ray]'") from error
+        raise InputError(
+            "workers and schedulers of a sweep need Ray Tune (leave both out to run here, one after the other): pip install 'haq[ray]'"
+        ) from error
     return tune
 
 

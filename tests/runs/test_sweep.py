@@ -1,6 +1,8 @@
 """`haq sweep`: the grid of a sweep file, and what is refused; running it is slow."""
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,36 @@ def test_asha_ends_a_run_that_is_behind_and_leaves_it_out(tmp_path):
     assert json.loads((out / "sweep.json").read_text())["runs"] == rows
 
 
+@pytest.fixture
+def without_ray(monkeypatch):
+    """As in an installation that lacks it."""
+    monkeypatch.setitem(sys.modules, "haq.execute.tune", None)
+    monkeypatch.delattr("haq.execute.tune", raising=False)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_one_worker_needs_no_ray(tmp_path):
+    experiment = (ROOT / "experiments" / "quickstart.toml").read_text().replace("max_trials = 8", "max_trials = 2")
+    (tmp_path / "quickstart.toml").write_text(experiment)
+    path, out = tmp_path / "sweep.toml", tmp_path / "out"
+    path.write_text(
+        'experiment = "quickstart.toml"\nseeds = [0, 1]\nbudgets = [{size_bytes = "50%"}, {size_bytes = 10}]\n'
+    )
+    rows = run_sweep(path, out=out)
+    assert [bool(row["error"]) for row in rows] == [False, False, True, True]
+    result = json.loads((out / "b0-s1" / "result.json").read_text())
+    assert rows[1]["test_score"] == result["answer"]["test_score"]
+    assert rows[1]["coverage"] == result["coverage"]["line"]
+    compared = list(csv.DictReader((out / "compare" / "compare.csv").open()))
+    shares = [float(row["quantized_bytes_percent"]) for row in compared]
+    assert shares == pytest.approx(
+        [100 * result["coverage"]["quantized_bytes"] / result["coverage"]["bytes"]] * 2, rel=0.2
+    )
+    assert run_sweep(path, out=out, resume=True) == rows
+    with pytest.raises(InputError, match=r"need Ray Tune .*pip install 'haq\[ray\]'"):
+        run_sweep(path, out=tmp_path / "other", workers=2)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_runs_compares_and_resumes(tmp_path):
@@ -163,7 +195,7 @@ def test_a_sweep_runs_compares_and_resumes(tmp_path):
     # The second budget cannot be met: its run fails, the other goes on.
     text = 'seeds = [0, 1]\n[[budgets]]\nsize_bytes = "50%"\n[[budgets]]\nsize_bytes = 10\n'
     path, out = written(tmp_path, text), tmp_path / "out"
-    rows = run_sweep(path, out=out)
+    rows = run_sweep(path, out=out, workers=2)
     assert [row["label"] for row in rows] == ["b0-s0", "b0-s1", "b1-s0", "b1-s1"]
     assert [bool(row["error"]) for row in rows] == [False, False, True, True]
     assert "no policy meets the budgets" in rows[2]["error"]
