@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +19,7 @@ from rich.text import Text
 
 from haq.edges.documents import to_json
 from haq.hardware.float_work import coverage_lines
+from haq.report.units import unit_of
 from haq.values.errors import printable
 from haq.values.policy import Policy
 
@@ -94,31 +97,54 @@ def new_table(*columns: str, title: str | None = None) -> Table:
     return Table(*(Column(name, overflow="fold") for name in columns), title=title)
 
 
+def compact_table(*columns: str, title: str | None = None) -> Table:
+    """A table for 80 columns: the first column folds, numbers stand at the right and never break."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=number > 0, justify="right" if number else "left")
+    return table
+
+
+def unit_row(metric: str, values: Sequence[float | None]) -> tuple[str, list[str]]:
+    """Label with a unit that fits the largest value, and each value in it, four significant digits."""
+    unit = unit_of(metric, max((abs(value) for value in values if value is not None), default=0.0))
+    return unit.axis, [number_text(None if value is None else value / unit.factor) for value in values]
+
+
 def number_text(value: Any) -> str:
     """Four digits, whole above 10,000."""
     return "–" if value is None else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def show_result(folder: Path, result: dict[str, Any]) -> None:
-    """Scores and costs of a search, bits per layer, verdict, where the files are."""
-    columns = {name: entry for name, entry in (*result["baselines"].items(), ("answer", result["answer"])) if entry}
-    floating, unit = result["float"], result["score_unit"] and f" {result['score_unit']}"
-    table = new_table("", "budget", "float", *columns, title=result["device"]["title"])
-    for key, label in (("test_score", f"test score{unit}"), ("score", f"search score{unit}")):
-        ours = floating["search_score" if key == "score" else key]
-        table.add_row(label, "", number_text(ours), *(number_text(entry[key]) for entry in columns.values()))
+    """How much better in one line; scores and costs beside float and 8 bit; bits per layer; what to do next."""
+    floating = {"test_score": result["float"]["test_score"], "score": result["float"]["search_score"]}
+    columns: dict[str, dict[str, Any]] = {"float": {**floating, "costs": result["float"]["costs"]}}
+    named = (("8 bit", result["eight_bit"]), *result["baselines"].items(), ("answer", result["answer"]))
+    columns |= {name: entry for name, entry in named if entry}
+    table = compact_table("", "budget", *columns, title=result["device"]["title"])
+    unit = f" [{result['score_unit']}]" if result["score_unit"] else ""
+    for key, label in (("test_score", "test score"), ("score", "search score")):
+        table.add_row(f"{label}{unit}", "", *(number_text(entry[key]) for entry in columns.values()))
     for metric in result["answer"]["costs"]:
-        bound = result["budgets"].get(metric)
-        costs = (number_text(entry["costs"][metric]) for entry in columns.values())
-        label = f"{metric} (lower bound)" if metric in result["lower_bounds"] else metric
-        table.add_row(label, "" if bound is None else number_text(bound), "", *costs)
+        values = [result["budgets"].get(metric), *(entry["costs"].get(metric) for entry in columns.values())]
+        label, texts = unit_row(metric, values)
+        label = f"{label} (lower bound)" if metric in result["lower_bounds"] else label
+        table.add_row(label, "" if values[0] is None else texts[0], *texts[1:])
     policy = Policy.from_doc(result["answer"]["policy"])
     bits = Columns(
         [Text.assemble(printable(f"{layer} "), (str(p), "bold")) for layer, p in policy.items()], padding=(0, 3)
     )
     warnings = (f"warning: {warning}" for warning in result["warnings"])
-    files = f"report: {folder / 'report.html'}\npolicy: {folder / 'policy.json'}"
-    print_out(table, bits, *coverage_lines(result["breakdown"]), result["verdict"], *warnings, files)
+    print_out(result["headline"], table, bits, *coverage_lines(result["breakdown"]), result["verdict"], *warnings)
+    where = shlex.quote(printable(str(folder)))
+    print_out(
+        f"policy: {folder / 'policy.json'}",
+        f"report: {folder / 'report.html'}",
+        "next:",
+        f"  haq export {where} --format onnx --out model.onnx --check",
+        f"  haq compare {where} ANOTHER_RUN --out compared",
+    )
 
 
 def show_front(folder: Path, document: dict[str, Any]) -> None:

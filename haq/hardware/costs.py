@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from haq.hardware.base import CostModel, input_reader
-from haq.hardware.float_work import Coverage, FloatRow
+from haq.hardware.float_work import FLOAT32, FLOAT_BITS, Coverage, FloatRow
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.network import FLOAT_WRITER, Join, LayerSpec, Network, Step
@@ -197,6 +197,24 @@ def cost_report(network: Network, cost_model: CostModel, policy: Policy) -> Cost
         average_weight_bits=bits / network.params if network.params else 0.0,
         floats=tuple(FloatRow(part, *cost_model.float_cost(part)) for part in network.float_parts),
     )
+
+
+def float_totals(network: Network, cost_model: CostModel) -> dict[str, float]:
+    """What the model costs unquantized: the device's own figures where it runs every layer in float32; else only what
+    is known of any device: bytes and bit operations.
+    """
+    floats = Policy.uniform(network.layer_names, FLOAT32)
+    try:
+        return cost_report(network, cost_model, floats).totals
+    except InputError:
+        bops = sum(layer.macs for layer in network.layers) * cost_model.batch * float(FLOAT_BITS**2)
+        known = Cost(size_bytes=float(sum(layer.params for layer in network.layers) * FLOAT_BITS // 8), bops=bops)
+        parts = [cost_model.float_cost(part) for part in network.float_parts]
+        totals = sum((cost for cost, _ in parts), known).to_doc(["size_bytes", "bops"]) | {AVERAGE: float(FLOAT_BITS)}
+        if any("bops" in missing for _, missing in parts):
+            del totals["bops"]
+        peak = _peak_row(network, cost_model, floats)
+        return totals if peak is None else {**totals, PEAK: float(peak.bytes)}
 
 
 def _layer_row(layer: LayerSpec, cost_model: CostModel, precision: Precision) -> LayerRow:

@@ -69,8 +69,9 @@ def policy_rows(result: Result) -> list[dict[str, Any]]:
             "tie": False,
             "search": score(reference.search_score, unit),
             "ahead": _ahead_of_float(result),
-            "entry": None,
+            "entry": _float_entry(result),
         },
+        *([_row(result, "eight_bit", "uniform 8 bit", result.eight_bit)] if result.eight_bit is not None else []),
         _row(result, "answer", "answer", result.answer),
     ]
     for kind, entry in result.baselines.items():
@@ -98,14 +99,13 @@ def cost_columns(costs: Sequence[Mapping[str, float] | None], metrics: Sequence[
     return [column(metric, [None if row is None else row.get(metric) for row in costs]) for metric in metrics]
 
 
+def _float_entry(result: Result) -> Entry:
+    known = result.unquantized
+    return Entry(name="float", policy={}, costs=known.costs, score=known.search_score, test_score=known.test_score)
+
+
 def _ahead_of_float(result: Result) -> str:
-    entry = Entry(
-        name="float",
-        policy={},
-        costs={},
-        score=result.unquantized.search_score,
-        test_score=result.unquantized.test_score,
-    )
+    entry = _float_entry(result)
     gain = difference(result.answer, entry)
     return "–" if gain is None else score(gain, result.score_unit, signed=True)
 

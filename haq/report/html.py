@@ -52,6 +52,7 @@ def report_html(run: Run) -> str:
         "report.html.j2",
         title=run.name,
         subtitle=_subtitle(run),
+        headline=result.headline,
         verdict=result.verdict,
         warnings=result.warnings,
         tiles=tiles(run),

@@ -18,8 +18,10 @@ _LABELS = {
     "sensitivity": "Predicted loss increase",
     "accuracy_drop": "Accuracy drop",
 }
-_UNITS = {"latency_ms": "ms", "energy_mj": "mJ", "accuracy_drop": "points"}
-_PREFIXES = {
+_UNITS = {"accuracy_drop": "points"}
+_PREFIXES: dict[str, tuple[tuple[float, str], ...]] = {
+    "latency_ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"), (1e-6, "ns")),
+    "energy_mj": ((1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ")),
     "size_bytes": ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")),
     "peak_activation_bytes": ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")),
     "bops": ((1e12, "TBOPs"), (1e9, "GBOPs"), (1e6, "MBOPs"), (1.0, "BOPs")),
@@ -44,8 +46,9 @@ class Unit:
 def unit_of(metric: str, largest: float) -> Unit:
     """The unit in which values of `metric` up to `largest` read best; bytes and operations get a prefix."""
     text = _LABELS.get(metric, metric)
-    for factor, name in _PREFIXES.get(metric, ()):
-        if abs(largest) >= factor or factor == 1.0:
+    prefixes = _PREFIXES.get(metric, ())
+    for factor, name in prefixes:
+        if abs(largest) >= factor or (factor, name) == prefixes[-1]:
             return Unit(text, name, factor)
     return Unit(text, _UNITS.get(metric, ""))
 

@@ -165,6 +165,7 @@ class FloatScores(_Doc):
 
     search_score: float | None = None
     test_score: float | None = None
+    costs: dict[str, float] = {}
 
 
 class Result(_Doc):
@@ -184,6 +185,8 @@ class Result(_Doc):
     score_noise: float | None = None
     answer: Entry
     baselines: dict[str, Entry | None] = {}
+    eight_bit: Entry | None = None
+    headline: str = ""
     verdict: str = ""
     references: list[Entry] = []
     trials: int = 0

@@ -16,15 +16,15 @@ def verdict(result: Mapping[str, Any]) -> str:
         return "The answer could not be measured on the test split."
     unit = " points" if result["score_unit"] == "%" else ""
     drop = result["accuracy_drop"]["test"]
-    size = _digits(abs(drop), unit)
+    size = digits(abs(drop), unit)
     against = f"{size}{unit} {'below' if drop > 0 else 'above'} float" if float(size) else "as float"
-    parts = [f"{_digits(answer['test_score'], unit)}{result['score_unit'] and ' %'} on the test split, {against}"]
+    parts = [f"{digits(answer['test_score'], unit)}{result['score_unit'] and ' %'} on the test split, {against}"]
     if "accuracy_drop" in result["budgets"]:
         parts.append(_kept(result["accuracy_drop"], result["budgets"]["accuracy_drop"], unit))
     for name, entry in result["baselines"].items():
         parts.append(_comparison(answer, entry, _label(name, entry), unit, result["objective"]))
     if (best := result.get("best_measured")) is not None:
-        lead = _digits(best - answer["score"], unit)
+        lead = digits(best - answer["score"], unit)
         more = f"another policy measured {lead}{unit} more on the search split"
         parts.append(f"{more}, which the fitted model attributes to noise")
     if result["answer_is_baseline"]:
@@ -32,14 +32,14 @@ def verdict(result: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def _digits(value: float, unit: str, *, sign: str = "") -> str:
-    """Two places after the point for points of a percentage, three digits for any other score."""
+def digits(value: float, unit: str, *, sign: str = "") -> str:
+    """A score as text: two places after the point for points of a percentage, three digits for any other score."""
     return format(value, f"{sign}.2f" if unit else f"{sign}.3g")
 
 
 def _kept(drop: Mapping[str, float], allowed: float, unit: str) -> str:
     """What became of the accuracy drop that the user allows: the search split keeps to it, the test split may not."""
-    words = f"on the search split it loses {_digits(drop['search'], unit)} of the {allowed:g}{unit} allowed"
+    words = f"on the search split it loses {digits(drop['search'], unit)} of the {allowed:g}{unit} allowed"
     return words if drop["test"] <= allowed else f"{words}, but more on the test split"
 
 
@@ -62,12 +62,10 @@ def _comparison(
     errors = [error for error in (answer["test_noise"], entry["test_noise"]) if error is not None]
     noise = 2.0 * math.hypot(*errors)
     if abs(difference) <= noise:
-        words = f"ties with {name} ({_digits(difference, unit, sign='+')}{unit}, noise ±{_digits(noise, unit)})"
+        words = f"ties with {name} ({digits(difference, unit, sign='+')}{unit}, noise ±{digits(noise, unit)})"
     else:
-        known = f"noise ±{_digits(noise, unit)}" if errors else "noise unknown"
-        words = (
-            f"{'beats' if difference > 0 else 'loses to'} {name} by {_digits(abs(difference), unit)}{unit} ({known})"
-        )
+        known = f"noise ±{digits(noise, unit)}" if errors else "noise unknown"
+        words = f"{'beats' if difference > 0 else 'loses to'} {name} by {digits(abs(difference), unit)}{unit} ({known})"
     if objective == "sensitivity":
         return words
     saved = entry["costs"][objective] - answer["costs"][objective]

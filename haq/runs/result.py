@@ -13,10 +13,12 @@ from haq.evaluate import SplitEvaluator
 from haq.evaluate.base import UNITS
 from haq.experiment.experiment import Experiment
 from haq.hardware import profile_warnings
-from haq.hardware.costs import cost_report
+from haq.hardware.costs import cost_report, float_totals
 from haq.problem.problem import Problem
+from haq.results.headline import headline
 from haq.results.verdict import verdict
 from haq.runs.doubts import float_doubts, split_doubts
+from haq.runs.references import eight_bit
 from haq.search.answer import choose
 from haq.solve.settings import SolverSettings
 from haq.solve.solve import Solution, solve
@@ -135,9 +137,15 @@ def result_document(
             *split_doubts(answer, baselines.values(), samples=experiment.evaluator("search").samples),
         ],
     }
-    result["float"] = {"search_score": floating.score, "test_score": test.float_measurement().score}
+    result["float"] = {
+        "search_score": floating.score,
+        "test_score": test.float_measurement().score,
+        "costs": float_totals(experiment.network, experiment.cost_model),
+    }
+    result["eight_bit"] = eight_bit(experiment, trials)
     result["accuracy_drop"] = {"search": drop, "test": _test_drop(result)}
     result["verdict"] = verdict(result)
+    result["headline"] = headline(result)
     return result
 
 

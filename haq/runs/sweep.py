@@ -250,7 +250,8 @@ def _tune() -> ModuleType:
         from haq.execute import tune
     except ImportError as error:
         raise InputError(
-            "workers and schedulers of a sweep need Ray Tune (leave both out to run here, one after the other): pip install 'haq[ray]'"
+            "workers and schedulers of a sweep need Ray Tune: pip install 'haq[ray]'; without both, the runs "
+            "follow each other in this process"
         ) from error
     return tune
 

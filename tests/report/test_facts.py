@@ -102,8 +102,11 @@ def test_conversions_add_up_at_the_layer_that_pays_them() -> None:
         ("peak_activation_bytes", 1e6, "976.6 KiB"),
         ("bops", 2.5e9, "2.5 GBOPs"),
         ("bops", 2.5e8, "250 MBOPs"),
-        ("latency_ms", 0.25, "0.25 ms"),
-        ("energy_mj", 0.25, "0.25 mJ"),
+        ("latency_ms", 0.25, "250 µs"),
+        ("latency_ms", 2.5e-5, "25 ns"),
+        ("latency_ms", 2500.0, "2.5 s"),
+        ("energy_mj", 0.25, "250 µJ"),
+        ("energy_mj", 2.5, "2.5 mJ"),
     ],
 )
 def test_units_are_what_they_say(metric: str, value: float, shown: str) -> None:

@@ -161,7 +161,7 @@ def test_marginal_says_what_a_round_amount_more_buys() -> None:
     data = _curve((0.9, 8.0), (1.0, 6.0), (1.2, 4.0))
     assert (data.current, data.step) == (6.0, 0.1)
     assert data.gain == pytest.approx(1.0)
-    assert data.words == "0.1 ms more would buy about 17 % less predicted loss increase (5)."
+    assert data.words == "100 µs more would buy about 17 % less predicted loss increase (5)."
 
 
 @pytest.mark.parametrize(

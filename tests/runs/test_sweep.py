@@ -184,7 +184,7 @@ def test_one_worker_needs_no_ray(tmp_path):
         [100 * result["coverage"]["quantized_bytes"] / result["coverage"]["bytes"]] * 2, rel=0.2
     )
     assert run_sweep(path, out=out, resume=True) == rows
-    with pytest.raises(InputError, match=r"need Ray Tune .*pip install 'haq\[ray\]'"):
+    with pytest.raises(InputError, match=r"need Ray Tune: pip install 'haq\[ray\]'"):
         run_sweep(path, out=tmp_path / "other", workers=2)
 
 
