@@ -6,6 +6,7 @@ from math import ceil, prod
 from typing import Literal, NamedTuple
 
 from haq.values.formats import Format
+from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec
 
 SCALE_BYTES = 4
@@ -89,6 +90,6 @@ class Gemm(NamedTuple):
 def gemm(layer: LayerSpec) -> Gemm:
     """The matrix products of a layer for one sample: im2col for convolutions, col2im for transposed ones."""
     inner, outer, window = layer.in_channels // layer.groups, layer.out_channels // layer.groups, prod(layer.kernel)
-    if layer.kind == "conv_transpose2d":
+    if KINDS[layer.kind].transposed:
         return Gemm(layer.groups, layer.input_elements // layer.in_channels, inner, outer * window)
     return Gemm(layer.groups, layer.output_positions, inner * window, outer)

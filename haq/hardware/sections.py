@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from haq.edges.validation import Section
 from haq.values.formats import Format, Precision
+from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec
 
 Op = Literal["conv", "stem", "pointwise", "depthwise", "linear"]
@@ -39,7 +40,7 @@ def operation(layer: LayerSpec) -> Op:
     `stem` is a dense convolution that reads at most 4 channels, `pointwise` one with a kernel of one element; both are
     also `conv`. `depthwise` has one group per input channel; other grouped and transposed convolutions are `conv`.
     """
-    if layer.kind == "linear":
+    if KINDS[layer.kind].is_linear:
         return "linear"
     if layer.is_depthwise:
         return "depthwise"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from haq.lint.context import Context
 from haq.lint.findings import Finding
 from haq.lint.observe import UNBOUNDED
+from haq.values.kinds import KINDS
 
 _CHANNEL_BITS = 3.0
 """Channels whose sizes differ by more than 2^3 leave the smaller ones three bits or more short."""
@@ -42,7 +43,7 @@ def weight_ranges(context: Context) -> Iterator[Finding]:
     for layer in context.layers:
         weight = context.model.float_weight(layer)
         rows = (
-            weight.flatten(1) if context.layers[layer].kind != "conv_transpose2d" else weight.transpose(0, 1).flatten(1)
+            weight.flatten(1) if not KINDS[context.layers[layer].kind].transposed else weight.transpose(0, 1).flatten(1)
         )
         sizes = rows.abs().amax(1)
         sizes = sizes[sizes > 0]

@@ -10,6 +10,7 @@ from haq.lint.context import Context
 from haq.lint.findings import Finding
 from haq.values.errors import InputError
 from haq.values.formats import Precision
+from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec
 from haq.values.policy import Policy
 
@@ -41,7 +42,7 @@ def alignment(context: Context) -> Iterator[Finding]:
 
 def _as_fast(context: Context, layer: LayerSpec, precision: Precision) -> int:
     """The most output channels that the layer could have in the time that it takes."""
-    if layer.groups > 1 or layer.kind == "conv_transpose2d":
+    if layer.groups > 1 or KINDS[layer.kind].transposed:
         return layer.out_channels
     wanted, most = context.latency(layer, precision), layer.out_channels
     for channels in range(layer.out_channels + 1, layer.out_channels + _MOST_CHANNELS):
@@ -57,7 +58,7 @@ def _as_fast(context: Context, layer: LayerSpec, precision: Precision) -> int:
 
 def _widened(layer: LayerSpec, channels: int) -> LayerSpec:
     factor = channels / layer.out_channels
-    axis = -1 if layer.kind == "linear" else 0
+    axis = -1 if KINDS[layer.kind].is_linear else 0
     shape = list(layer.output_shape)
     if shape:
         shape[axis] = channels

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from haq.quant import QuantizedModel
+from haq.trace.layers import channel_axis
 
 UNBOUNDED = {"silu": "SiLU", "gelu": "GELU", "hardswish": "hard-swish", "mish": "Mish", "elu": "ELU", "celu": "CELU"}
 """torch function -> name of an activation without an upper bound, with values on both sides of zero."""
@@ -148,7 +149,7 @@ class _Watch(TorchFunctionMode):
         def read(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             x = args[0] if args else kwargs.get("input")
             if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
-                self._read(name, x, channel=x.dim() - 1 if isinstance(module, nn.Linear) else 1)
+                self._read(name, x, channel=channel_axis(module, x))
 
         return read
 

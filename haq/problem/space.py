@@ -13,6 +13,7 @@ from typing import Protocol
 from haq.problem.settings import SpaceConfig
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
+from haq.values.kinds import module_names
 from haq.values.network import LayerSpec, Network
 from haq.values.policy import Policy
 
@@ -125,7 +126,7 @@ def build_space(network: Network, config: SpaceConfig, cost_model: Capabilities)
         InputError: one line: a format that the device does not run, a layer without choice, unknown names.
     """
     if not network.layers:
-        raise InputError("the model has no layer to quantize (Conv1d, Conv2d, ConvTranspose2d or Linear)")
+        raise InputError(f"the model has no layer to quantize ({module_names()})")
     _check_names(network, config)
     _check_formats(network, config, cost_model)
     ties = _merged((group for group in config.ties), network)

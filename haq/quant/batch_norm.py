@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from haq.quant.nested import tensors_in
+from haq.trace.layers import channel_axis, kind_of
 
 
 class FoldedBatchNorm:
@@ -62,12 +63,13 @@ def _scale_and_shift(batch_norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def _per_output(scale: Tensor, layer: nn.Module) -> Tensor:
     """`scale` per output channel, shaped to multiply the layer's weight."""
     assert isinstance(layer.weight, Tensor)
-    if not isinstance(layer, nn.ConvTranspose2d):
+    kind = kind_of(layer)
+    if kind is None or not kind.transposed:
         return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
     # Output channel g * (out / groups) + j is column j of the rows of group g.
-    by_group = scale.reshape(layer.groups, 1, -1)
-    rows = by_group.expand(-1, layer.in_channels // layer.groups, -1)
-    return rows.reshape(layer.in_channels, -1, 1, 1)
+    groups, inputs = int(getattr(layer, "groups", 1)), len(layer.weight)
+    rows = scale.reshape(groups, 1, -1).expand(-1, inputs // groups, -1)
+    return rows.reshape(inputs, -1, *[1] * kind.spatial)
 
 
 class _Readers(TorchFunctionMode):
@@ -112,7 +114,7 @@ def foldable_batch_norms(
     def wrote(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             calls[name] += 1
-            if isinstance(output, Tensor) and not (isinstance(module, nn.Linear) and output.dim() != 2):
+            if isinstance(output, Tensor) and (channel_axis(module, output) == 1):
                 readers.watch(output)
                 outputs[name] = output
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.quant.model import QuantizedModel
+from haq.trace.layers import channel_axis
 from haq.values.errors import InputError
 from haq.values.formats import Precision
 
@@ -155,6 +156,6 @@ def correct_bias(model: QuantizedModel) -> None:
 
 
 def _channel_mean(module: nn.Module, output: Tensor) -> Tensor:
-    channel = output.dim() - 1 if isinstance(module, nn.Linear) else 1
+    channel = channel_axis(module, output)
     others = [dim for dim in range(output.dim()) if dim != channel]
     return output.mean(others) if others else output

@@ -18,8 +18,6 @@ from haq.quant.weights import WeightLayout, WeightQuantizer
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 
-QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-
 FLOAT = Precision.parse("wfp32afp32")
 
 

@@ -13,12 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.quant.batch_norm import FoldedBatchNorm, foldable_batch_norms
 from haq.quant.formats.base import Quantizer
-from haq.quant.layers import FLOAT, QUANTIZABLE, InputCache, QuantizedLayer
+from haq.quant.layers import FLOAT, InputCache, QuantizedLayer
 from haq.quant.nested import call_model, pick_device, to_device
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightQuantizer
+from haq.trace.layers import is_layer
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
+from haq.values.kinds import module_names
 from haq.values.policy import Policy
 
 _DEFAULTS = {
@@ -69,7 +71,7 @@ class QuantizedModel:
         quantization: `None` fields take their defaults.
         calibration: `(inputs, targets)` batches; `inputs` is a tensor, a tuple of arguments or a dict of keyword
             arguments. Kept, for the compensations.
-        layers: qualified names; default: every Conv1d, Conv2d, ConvTranspose2d and Linear that the model calls.
+        layers: qualified names; default: every module of a kind in `haq.values.kinds` that the model calls.
         device: `cpu`, `cuda`, ..., or `auto`.
 
     Attributes:
@@ -257,7 +259,7 @@ class QuantizedModel:
         for name in uncalled:
             del self._layers[name]
         if not self._layers:
-            raise InputError("the model calls no Conv1d, Conv2d, ConvTranspose2d or Linear: nothing to quantize")
+            raise InputError(f"the model calls no {module_names()}: nothing to quantize")
 
     def _fold(self) -> None:
         pairs = foldable_batch_norms(self.module, self.layers, lambda: self(self.calibration[0]))
@@ -282,7 +284,7 @@ def _copy(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _check_no_twins(module: nn.Module, names: Iterable[str]) -> None:
     """Formats belong to a module; one that shares another's weight would stay in float unnoticed."""
-    quantizable = {name: child for name, child in module.named_modules() if isinstance(child, QUANTIZABLE)}
+    quantizable = {name: child for name, child in module.named_modules() if is_layer(child)}
     for name in names:
         twins = [
             other
@@ -297,7 +299,7 @@ def _check_no_twins(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def _layer_names(module: nn.Module, names: Iterable[str] | None) -> list[str]:
-    found = {name for name, child in module.named_modules() if isinstance(child, QUANTIZABLE)}
+    found = {name for name, child in module.named_modules() if is_layer(child)}
     order = [name for name, _ in module.named_modules()]
     if names is None:
         return [name for name in order if name in found]
@@ -305,7 +307,7 @@ def _layer_names(module: nn.Module, names: Iterable[str] | None) -> list[str]:
     unknown = [name for name in wanted if name not in found]
     if unknown:
         raise InputError(
-            f"not a Conv1d, Conv2d, ConvTranspose2d or Linear of the model: {', '.join(unknown)}; it has "
+            f"not a {module_names()} of the model: {', '.join(unknown)}; it has "
             f"{', '.join(name for name in order if name in found)}"
         )
     return wanted

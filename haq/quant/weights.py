@@ -11,6 +11,7 @@ from haq.quant.calibration import calibrate_weight
 from haq.quant.formats.base import Quantizer
 from haq.quant.formats.integer import HALF_TYPES
 from haq.quant.settings import QuantizationConfig
+from haq.trace.layers import kind_of
 from haq.values.formats import Format
 
 
@@ -35,7 +36,8 @@ class WeightLayout:
     @classmethod
     def of(cls, module: nn.Module, weight: Tensor, quantization: QuantizationConfig, fmt: Format) -> WeightLayout:
         """How `weight` of `module` falls into rows in format `fmt`, whose own group size goes before the settings."""
-        groups = module.groups if isinstance(module, nn.ConvTranspose2d) else 0
+        kind = kind_of(module)
+        groups = int(getattr(module, "groups", 1)) if kind is not None and kind.transposed else 0
         granularity = quantization.weight_granularity or "channel"
         if fmt.group_size is not None:
             return cls(tuple(weight.shape), groups, "group", fmt.group_size)

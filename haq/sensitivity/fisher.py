@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from haq.quant.batch_norm import foldable_batch_norms
 from haq.quant.model import QuantizedModel
@@ -15,6 +15,7 @@ from haq.quant.nested import map_tensors
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.local import Batch, LayerCall, Totals, backward_once, float_model, output_errors, steps
 from haq.sensitivity.outputs import curvature_probe
+from haq.trace.layers import channel_axis
 
 Compensation = Literal["none", "bias", "batch_norm"]
 
@@ -110,7 +111,7 @@ class _Remaining:
         layer, output = call.layer, call.output
         if layer not in self._centred and layer not in self._normalised:
             return lambda error: error
-        channel = output.dim() - 1 if isinstance(self._layers[layer], nn.Linear) else 1
+        channel = channel_axis(self._layers[layer], output)
         others = [dim for dim in range(output.dim()) if dim != channel]
 
         def centred(values: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from haq.trace.layers import is_layer
 from haq.trace.leftovers import held_tensors
 from haq.trace.names import ModelNames
 from haq.values.errors import InputError
+from haq.values.kinds import module_names
 from haq.values.network import Network
 
 _REGIONS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
@@ -39,8 +40,8 @@ def trace(
 ) -> Network:
     """Describe `model` as layers, tensors between them, joins and memory steps.
 
-    Every call of an `nn.Conv1d`, `nn.Conv2d`, `nn.ConvTranspose2d` or `nn.Linear` (or a subclass that multiplies with
-    its plain `weight`) is one by the module's first qualified name. Modules called several times, or that share one
+    Every call of a module in `haq.values.kinds` (or of a subclass that multiplies with its plain `weight`) is one by
+    the module's first qualified name. Modules called several times, or that share one
     weight parameter, are one layer; modules that are never called are left out. Everything else stays in float and is
     looked through. The model runs on fake tensors in evaluation mode and is left exactly as it was.
 
@@ -71,8 +72,8 @@ def trace(
     )
     if not network.layers:
         raise InputError(
-            f"{type(model).__name__} has no layer to quantize: its forward calls no nn.Conv1d, nn.Conv2d, "
-            "nn.ConvTranspose2d or nn.Linear module (outside float_modules); build it from these modules"
+            f"{type(model).__name__} has no layer to quantize: its forward calls no {module_names()} module "
+            "(outside float_modules); build it from these modules"
         )
     return network
 

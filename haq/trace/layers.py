@@ -5,23 +5,30 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from haq.values.errors import InputError
+from haq.values.kinds import KINDS, OperatorKind
 from haq.values.network import LayerSpec
 
-LAYER_TYPES: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.Linear: "linear",
-}
-"""The modules that are quantized, with their subclasses -> `LayerSpec.kind`."""
+_TYPES: dict[type[nn.Module], OperatorKind] = {getattr(nn, kind.module): kind for kind in KINDS.values()}
+"""The modules that are quantized, with their subclasses."""
+
+
+def kind_of(module: nn.Module) -> OperatorKind | None:
+    """The kind of layer that `module` is; `None` if it is none."""
+    return next((kind for cls, kind in _TYPES.items() if isinstance(module, cls)), None)
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether this is a module that is quantized."""
-    return isinstance(module, tuple(LAYER_TYPES))
+    return kind_of(module) is not None
+
+
+def channel_axis(module: nn.Module, values: Tensor) -> int:
+    """The dimension of the channels in what a layer reads or writes."""
+    kind = kind_of(module)
+    return values.dim() - 1 if kind is not None and kind.is_linear else 1
 
 
 def describe_call(
@@ -34,7 +41,7 @@ def describe_call(
 
     Args:
         name: qualified name.
-        module: one of `LAYER_TYPES`.
+        module: a layer.
         read: shape of the input.
         written: shape of the output.
         batch: samples in both shapes; `None` when they do not depend on the network's inputs.
@@ -43,24 +50,24 @@ def describe_call(
         InputError: the input has no batch dimension.
     """
     weight = tuple(module.get_parameter("weight").shape)
-    spatial = len(weight) - 2
-    if batch is not None and len(read) < spatial + 2:
+    kind = kind_of(module)
+    assert kind is not None
+    if batch is not None and len(read) < kind.spatial + 2:
         raise InputError(
             f"layer {name!r} reads a tensor of shape {read}, which has no batch dimension; "
             "give the example inputs a leading batch dimension"
         )
-    kind = next(kind for cls, kind in LAYER_TYPES.items() if isinstance(module, cls))
     bias = module._parameters.get("bias")
     elements_read, elements_written = (math.prod(shape) // (batch or 1) for shape in (read, written))
     return LayerSpec(
         name=name,
-        kind=kind,
+        kind=kind.name,
         weight_shape=weight,
-        macs=(elements_read if kind == "conv_transpose2d" else elements_written) * math.prod(weight[1:]),
+        macs=(elements_read if kind.transposed else elements_written) * math.prod(weight[1:]),
         params=math.prod(weight),
         bias_elements=0 if bias is None else bias.numel(),
-        input_shape=_sample_shape(read, batch, rows=not spatial),
-        output_shape=_sample_shape(written, batch, rows=not spatial),
+        input_shape=_sample_shape(read, batch, rows=kind.is_linear),
+        output_shape=_sample_shape(written, batch, rows=kind.is_linear),
         input_elements=elements_read,
         output_elements=elements_written,
         groups=int(getattr(module, "groups", 1)),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Node
 
 from haq.trace.layers import is_layer
+from haq.values.kinds import module_names
 
 _REPEATED_CALL = re.compile(r"@\d+")
 
@@ -75,6 +76,5 @@ class ModelNames:
             )
         return (
             f"{described} multiplies with its parameter {', '.join(parameters)} in {operator}, which no "
-            "quantized layer reaches; rewrite it so that its forward calls nn.Linear, nn.Conv1d, nn.Conv2d or "
-            f"nn.ConvTranspose2d modules, or {accept}"
+            f"quantized layer reaches; rewrite it so that its forward calls {module_names()} modules, or {accept}"
         )

@@ -9,7 +9,9 @@ import torch
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 
-LAYER_OPS = frozenset({"conv1d", "conv2d", "conv_transpose2d", "linear"})
+from haq.values.kinds import OPERATORS
+
+LAYER_OPS = frozenset(OPERATORS)
 """The operators that the quantizable modules call: `(data, weight, ...)`."""
 
 _ATTENTION = "scaled_dot_product_attention"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from haq.values.kinds import KINDS
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
@@ -13,7 +15,7 @@ class LayerSpec:
 
     Attributes:
         name: qualified module name.
-        kind: `conv1d`, `conv2d`, `conv_transpose2d` or `linear`.
+        kind: a name in `haq.values.kinds.KINDS`.
         weight_shape: as torch stores it.
         macs: multiply-accumulates.
         params: weight elements (bias apart).
@@ -43,13 +45,13 @@ class LayerSpec:
 
     @property
     def in_channels(self) -> int:
-        if self.kind == "conv_transpose2d":
+        if KINDS[self.kind].transposed:
             return self.weight_shape[0]
         return self.weight_shape[1] * self.groups
 
     @property
     def out_channels(self) -> int:
-        if self.kind == "conv_transpose2d":
+        if KINDS[self.kind].transposed:
             return self.weight_shape[1] * self.groups
         return self.weight_shape[0]
 

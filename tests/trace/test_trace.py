@@ -572,12 +572,6 @@ def test_multi_head_attention_names_the_module_and_can_be_left_in_float() -> Non
             id="lstm",
         ),
         pytest.param(
-            nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(16, 2)),
-            (1, 3, 3, 3),
-            r"module '0' \(Conv3d\) .* in conv3d",
-            id="conv3d",
-        ),
-        pytest.param(
             Functional(
                 lambda m, x: m.fc(x) @ m.mix + F.linear(x, m.table.weight),
                 fc=nn.Linear(4, 4),

@@ -7,16 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from haq.values.formats import Format, Precision
+from haq.values.kinds import KINDS
 from haq.values.network import Network
 from haq.values.policy import Policy
 
 FLOAT = Format.parse("fp32")
-_CLASSES = {
-    "conv1d": "nn.Conv1d",
-    "conv2d": "nn.Conv2d",
-    "conv_transpose2d": "nn.ConvTranspose2d",
-    "linear": "nn.Linear",
-}
+_CLASSES = {kind.name: f"nn.{kind.module}" for kind in KINDS.values()}
 _DEFAULT_BITS = 8
 
 

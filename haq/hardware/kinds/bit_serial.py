@@ -7,6 +7,7 @@ from haq.hardware.packing import ceil_div, gemm
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import Count, KindSection, NonNegative
 from haq.values.formats import Precision
+from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec
 
 
@@ -57,11 +58,11 @@ class BitSerialModel(ProfileCostModel[BitSerial]):
         streams = product.groups
         if layer.is_depthwise:
             lanes = streams = ceil_div(layer.out_channels, array.columns)
-        reads = layer.calls * (1 if layer.kind == "linear" else self.batch)
+        reads = layer.calls * (1 if KINDS[layer.kind].is_linear else self.batch)
         activations = a * rows * words * streams * fetch
         weights = reads * w * words * product.columns * product.groups * fetch
         compute = w * a * ceil_div(rows, array.rows) * lanes * words
-        exposed = 0.0 if layer.is_depthwise or layer.kind == "linear" else weights / 2
+        exposed = 0.0 if layer.is_depthwise or KINDS[layer.kind].is_linear else weights / 2
         return max(activations, weights, compute + exposed)
 
     def _latency_ms(self, layer: LayerSpec, precision: Precision) -> float:

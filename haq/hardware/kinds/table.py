@@ -18,6 +18,7 @@ from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import KindSection, Text
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
+from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec, Network
 
 COLUMNS = ("layer", "weight", "activation", "latency_ms", "energy_mj")
@@ -29,7 +30,7 @@ def shape_key(layer: LayerSpec) -> str:
     Convolutions: `conv2d_i16_o32_k3x3_s1x1_g1_in28x28_out28x28` (input channels, output channels, kernel, stride,
     groups, spatial input and output size); linear layers: `linear_i512_o10_n1` with n the rows per call and sample.
     """
-    if layer.kind == "linear":
+    if KINDS[layer.kind].is_linear:
         rows = layer.output_positions // layer.calls
         return f"linear_i{layer.in_channels}_o{layer.out_channels}_n{rows}"
 
