@@ -205,7 +205,7 @@ def test_input_errors_name_the_remedy(net, batches):
         QuantizedModel(net, calibration=[])
     with pytest.raises(InputError, match="never called on the calibration data: spare; leave them out"):
         QuantizedModel(net, calibration=batches, layers=["stem", "spare"])
-    with pytest.raises(InputError, match=r"not a Conv1d, .* of the model: bn; it has stem, "):
+    with pytest.raises(InputError, match=r"not a nn.Conv1d, .* of the model: bn; it has stem, "):
         QuantizedModel(net, calibration=batches, layers=["bn"])
     with pytest.raises(InputError, match="layer 'stem': its input is not finite"):
         QuantizedModel(net, calibration=[(torch.full((2, 2, 6, 6), float("inf")), None)])
