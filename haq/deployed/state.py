@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from haq.quant import QuantizedModel, Quantizer
-from haq.quant.formats.binary import Binary
+from haq.quant.formats.all import coder
+from haq.quant.formats.base import Arrays, Coder, IntegerCodes
 from haq.quant.formats.half import Identity, float_quantizer
-from haq.quant.formats.integer import PerRowInteger
-from haq.quant.formats.ternary import Ternary
 from haq.quant.layers import lay_out
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout, WeightQuantizer
 from haq.training import TrainableModel
 from haq.values.errors import InputError
-from haq.values.formats import Precision
+from haq.values.formats import Format, Precision
 from haq.values.policy import Policy
 
 
@@ -60,14 +59,48 @@ class IntegerWeight:
 
 
 def _codes(quantizer: Quantizer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if isinstance(quantizer, PerRowInteger):
-        return quantizer.quantize(rows), quantizer.scale, quantizer.zero_point.to(torch.int32)
-    if isinstance(quantizer, Ternary):
-        codes = torch.where(rows.abs() > quantizer.threshold, rows.sign(), torch.zeros_like(rows))
-    else:
-        assert isinstance(quantizer, Binary)
-        codes = torch.where(rows >= 0, 1.0, -1.0)
-    return codes.to(torch.int32), quantizer.scale, torch.zeros_like(quantizer.scale, dtype=torch.int32)
+    assert isinstance(quantizer, IntegerCodes)
+    return quantizer.integer_codes(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class CodedWeight:
+    """A weight in a format that stores arrays of its own: codes, and what they are multiplied with.
+
+    Attributes:
+        layout: how the weight falls into blocks of rows.
+        format: of the weight.
+        blocks: the arrays of each.
+    """
+
+    layout: WeightLayout
+    format: Format
+    blocks: tuple[Arrays, ...]
+
+    @classmethod
+    def of(cls, quantizer: WeightQuantizer, weight: Tensor, fmt: Format) -> CodedWeight:
+        """What `quantizer`, of the coded format `fmt`, stores of the float `weight`."""
+        blocks: list[Arrays] = []
+        for block, rows in zip(quantizer.blocks, quantizer.layout.split(weight.float()), strict=True):
+            assert isinstance(block, Coder)
+            blocks.append({key: value.cpu().contiguous() for key, value in block.encode(rows).items()})
+        return cls(quantizer.layout, fmt, tuple(blocks))
+
+    def dequantize(self) -> Tensor:
+        """The float weight, bit for bit what the quantizer gave."""
+        decoder = coder(self.format)
+        assert decoder is not None
+        parts = zip(self.blocks, self.layout.columns(), strict=True)
+        return self.layout.join(tuple(decoder.decode(arrays, columns) for arrays, columns in parts))
+
+
+def stored_weight(quantizer: WeightQuantizer, weight: Tensor, fmt: Format) -> IntegerWeight | CodedWeight | None:
+    """What is stored of a weight in `fmt`; `None` where it is its floats."""
+    if float_quantizer(fmt) is not None:
+        return None
+    if coder(fmt) is not None:
+        return CodedWeight.of(quantizer, weight, fmt)
+    return IntegerWeight.of(quantizer, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +108,28 @@ class LayerState:
     """One layer as deployed.
 
     Attributes:
-        weight: `None` where it is stored as floats (fp16, bf16, fp32 and integers wider than 16 bits).
+        weight: integers times a scale; `None` where it is stored as floats (fp16, bf16, fp32 and integers wider than
+            16 bits) or in arrays of its format's own.
         input: quantizes what the layer reads.
+        coded: those arrays, where the format has them.
     """
 
     precision: Precision
     weight: IntegerWeight | None
     input: Quantizer
+    coded: CodedWeight | None = None
+
+    @classmethod
+    def of(cls, precision: Precision, stored: IntegerWeight | CodedWeight | None, read: Quantizer) -> LayerState:
+        """A layer whose weight is stored as `stored`."""
+        if isinstance(stored, CodedWeight):
+            return cls(precision, None, read, stored)
+        return cls(precision, stored, read)
+
+    @property
+    def stored(self) -> IntegerWeight | CodedWeight | None:
+        """What the weight is stored as; `None`: its floats."""
+        return self.weight or self.coded
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,30 +168,26 @@ def capture(quantized: QuantizedModel | TrainableModel) -> ModelState:
     if isinstance(quantized, TrainableModel):
         return _trained_state(quantized, policy)
     layers = {name: _layer_state(quantized, name, policy[name]) for name in quantized.layers}
-    integer = {f"{name}.weight" for name, layer in layers.items() if layer.weight is not None}
-    tensors = {name: _kept(value) for name, value in quantized.module.state_dict().items() if name not in integer}
+    stored = {f"{name}.weight" for name, layer in layers.items() if layer.stored is not None}
+    tensors = {name: _kept(value) for name, value in quantized.module.state_dict().items() if name not in stored}
     folded = (name for name in quantized.batch_norms if isinstance(quantized.module.get_submodule(name), nn.Identity))
     return ModelState(layers, tensors, tuple(folded), quantized.quantization)
 
 
 def _layer_state(quantized: QuantizedModel, name: str, precision: Precision) -> LayerState:
-    weight = None
-    if float_quantizer(precision.weight) is None:
-        quantizer = quantized.weight_quantizer(name, precision.weight)
-        weight = IntegerWeight.of(quantizer, quantized.float_weight(name))
-    return LayerState(precision, weight, quantized.activation_quantizer(name, precision.activation))
+    quantizer = quantized.weight_quantizer(name, precision.weight)
+    stored = stored_weight(quantizer, quantized.float_weight(name), precision.weight)
+    return LayerState.of(precision, stored, quantized.activation_quantizer(name, precision.activation))
 
 
 def _trained_state(model: TrainableModel, policy: Policy) -> ModelState:
     layers, tensors = {}, {name: _kept(value) for name, value in model.state().module.items()}
     for name, precision in policy.items():
         quantizer, values = model.fixed_weight(name)
-        kept, weight = tensors.pop(f"{name}.weight"), None
-        if float_quantizer(precision.weight) is None:
-            weight = IntegerWeight.of(quantizer, values)
-        else:
+        kept, stored = tensors.pop(f"{name}.weight"), stored_weight(quantizer, values, precision.weight)
+        if stored is None:
             tensors[f"{name}.weight"] = _kept(values.to(kept.dtype))
-        layers[name] = LayerState(precision, weight, model.fixed_input(name))
+        layers[name] = LayerState.of(precision, stored, model.fixed_input(name))
     return ModelState(layers, tensors, (), model.quantization, trained=True)
 
 
@@ -170,6 +214,22 @@ def check_codes(format: str, state: ModelState, *, most: int | None = None) -> N
                 f"--format {format}: layer {name} was trained on DoReFa's levels, odd multiples of half a step, which "
                 f"{most or fmt.bits}-bit integers cannot say; use --format {able}, or quantizer = 'lsq' or 'ste'"
             )
+
+
+def check_formats(exporter: str, state: ModelState) -> None:
+    """That an exporter has all formats of a state.
+
+    Raises:
+        InputError: names the layer, the format, and who has it.
+    """
+    for name, layer in state.layers.items():
+        for what, fmt in (("weights", layer.precision.weight), ("activations", layer.precision.activation)):
+            able = fmt.family.exporters
+            if able is not None and exporter not in able:
+                raise InputError(
+                    f"--format {exporter}: layer {name} has {fmt} {what}, which it cannot say; use --format "
+                    f"{' or '.join(able)}, or leave {fmt} out of the space"
+                )
 
 
 class QuantizeInput:
@@ -203,8 +263,8 @@ def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Mo
         module.get_submodule(path)._modules[child] = nn.Identity()
     for name, layer in state.layers.items():
         target = module.get_submodule(name)
-        if layer.weight is not None:
-            tensors[f"{name}.weight"] = layer.weight.dequantize()
+        if layer.stored is not None:
+            tensors[f"{name}.weight"] = layer.stored.dequantize()
         bias = tensors.get(f"{name}.bias")
         if bias is not None and target._parameters.get("bias") is None:
             target._parameters["bias"] = nn.Parameter(torch.empty_like(bias))

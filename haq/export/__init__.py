@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from haq.deployed.state import ModelState, capture
+from haq.deployed.state import ModelState, capture, check_formats
 from haq.export.interchange.configurations import DOCUMENTS, save_document
 from haq.export.torch_file import load_quantized, save_torch
 from haq.quant import QuantizedModel
@@ -199,7 +199,9 @@ def export(
         InputError: no policy, an unknown format, a missing package, an option that the format lacks, or a model that
             it cannot hold.
     """
-    exporter(format, options).save(model, capture(quantized), inputs, path, options)
+    chosen, state = exporter(format, options), capture(quantized)
+    check_formats(format, state)
+    chosen.save(model, state, inputs, path, options)
 
 
 __all__ = ["EXPORTERS", "ExportOptions", "Exporter", "Runner", "capture", "export", "exporter", "load_quantized"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from haq.deployed.state import IntegerWeight, LayerState, ModelState, restore
+from haq.deployed.state import CodedWeight, IntegerWeight, LayerState, ModelState, restore
 from haq.edges.documents import check_file, parse_json, to_json, write_bytes
 from haq.edges.user_code import describe
 from haq.export.packing import Coding
 from haq.quant import Quantizer
-from haq.quant.formats.binary import Binary
+from haq.quant.formats.all import coder, number_format
+from haq.quant.formats.base import Arrays, InputQuantizer
 from haq.quant.formats.half import float_quantizer
-from haq.quant.formats.integer import PerTensorInteger
-from haq.quant.formats.ternary import Ternary
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout
 from haq.values.errors import InputError
-from haq.values.formats import Precision
+from haq.values.formats import Format, Precision
 from haq.values.policy import Policy
 
 _KEY = "haq"
@@ -35,8 +35,10 @@ def save_torch(state: ModelState, path: Path) -> None:
 
     Tensors: `<layer>.weight_codes.<i>` (packed, see `haq.export.packing`; int32 `[rows, n]` above 16 bits),
     `<layer>.weight_scale.<i>` and, where they are not all zero, `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each
-    block i of rows that share a scale, and the rest of the state dict under its own names. The metadata entry `haq` is
-    a JSON document: policy, quantization settings, how codes are packed, activation ranges, folded batch norms.
+    block i of rows that share a scale; `<layer>.weight_<array>.<i>` of formats that store arrays of their own, where
+    values of fewer than 8 bits are packed as codes are; and the rest of the state dict under its own names. The
+    metadata entry `haq` is a JSON document: policy, quantization settings, how codes are packed, activation ranges,
+    folded batch norms.
 
     Raises:
         InputError: the file cannot be written.
@@ -44,6 +46,8 @@ def save_torch(state: ModelState, path: Path) -> None:
     tensors = {name: _stored(name, tensor, state) for name, tensor in state.tensors.items()}
     packed: dict[str, Any] = {}
     for name, layer in state.layers.items():
+        if layer.coded is not None:
+            tensors |= _coded_tensors(name, layer.coded)
         if layer.weight is None:
             continue
         coding = Coding.of(layer.weight, layer.precision.weight)
@@ -114,8 +118,9 @@ def _state(model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor
     layers = {}
     for name, precision in Policy.from_doc(document["policy"]).items():
         packing = document["packed"].get(name) if document["schema_version"] == 2 else None
-        weight = _take_weight(model, name, precision, tensors, quantization, packing)
-        layers[name] = LayerState(precision, weight, _quantizer(precision, document["inputs"][name]))
+        stored = _take_weight(model, name, precision, tensors, quantization, packing)
+        read = number_format(precision.activation).from_doc(document["inputs"][name], precision.activation)
+        layers[name] = LayerState.of(precision, stored, read)
     return ModelState(layers, tensors, tuple(document["folded_batch_norms"]), quantization)
 
 
@@ -126,8 +131,8 @@ def _take_weight(
     tensors: dict[str, Tensor],
     quantization: QuantizationConfig,
     packing: dict[str, Any] | None,
-) -> IntegerWeight | None:
-    """Move a layer's integer weight out of `tensors`."""
+) -> IntegerWeight | CodedWeight | None:
+    """Move what is stored of a layer's quantized weight out of `tensors`."""
     if float_quantizer(precision.weight) is not None:
         return None
     try:
@@ -139,6 +144,8 @@ def _take_weight(
             "was quantized"
         ) from error
     layout = WeightLayout.of(module, weight, quantization, precision.weight)
+    if coder(precision.weight) is not None:
+        return _take_coded(name, layout, precision.weight, tensors)
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     while f"{name}.{_CODES}.{len(blocks)}" in tensors:
         codes, scale = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE))
@@ -155,25 +162,43 @@ def _take_weight(
     return IntegerWeight(layout, tuple(blocks))
 
 
+def _coded_tensors(name: str, weight: CodedWeight) -> dict[str, Tensor]:
+    """The arrays of a coded weight under the names in the file, those of few bits packed."""
+    decoder = coder(weight.format)
+    assert decoder is not None
+    tensors = {}
+    for index, arrays in enumerate(weight.blocks):
+        for key, values in arrays.items():
+            width = decoder.widths.get(key)
+            tensors[f"{name}.weight_{key}.{index}"] = values.clone() if width is None else Coding(width, 0).pack(values)
+    return tensors
+
+
+def _take_coded(name: str, layout: WeightLayout, fmt: Format, tensors: dict[str, Tensor]) -> CodedWeight:
+    decoder = coder(fmt)
+    assert decoder is not None
+    blocks: list[Arrays] = []
+    columns = layout.columns()
+    rows = layout.out_channels if layout.granularity != "tensor" else 1
+    for index, length in enumerate(columns):
+        lines = rows
+        if layout.granularity == "group" and length == layout.group_size:
+            lines = rows * (prod(layout.shape) // rows // length)
+        arrays = {}
+        for key, shape in decoder.shapes(lines, length).items():
+            stored, width = tensors.pop(f"{name}.weight_{key}.{index}"), decoder.widths.get(key)
+            if width is not None:
+                stored = Coding(width, 0).unpack(stored, shape).to(torch.uint8)
+            if tuple(stored.shape) != shape:
+                raise InputError(
+                    f"the export is of another model: {key} of layer {name} is {list(stored.shape)} in the file and "
+                    f"{list(shape)} here"
+                )
+            arrays[key] = stored
+        blocks.append(arrays)
+    return CodedWeight(layout, fmt, tuple(blocks))
+
+
 def _quantizer_doc(quantizer: Quantizer) -> dict[str, Any]:
-    if isinstance(quantizer, PerTensorInteger):
-        limits = {"quant_min": quantizer.quant_min, "quant_max": quantizer.quant_max}
-        return {"kind": "integer", "scale": quantizer.scale, "zero_point": quantizer.zero_point, **limits}
-    if isinstance(quantizer, Ternary):
-        return {"kind": "ternary", "threshold": float(quantizer.threshold), "scale": float(quantizer.scale)}
-    if isinstance(quantizer, Binary):
-        return {"kind": "binary", "scale": float(quantizer.scale)}
-    return {"kind": "float"}
-
-
-def _quantizer(precision: Precision, doc: dict[str, Any]) -> Quantizer:
-    kind = doc["kind"]
-    if kind == "integer":
-        return PerTensorInteger(doc["scale"], doc["zero_point"], doc["quant_min"], doc["quant_max"])
-    if kind == "ternary":
-        return Ternary(torch.tensor(doc["threshold"]), torch.tensor(doc["scale"]))
-    if kind == "binary":
-        return Binary(torch.tensor(doc["scale"]))
-    quantizer = float_quantizer(precision.activation)
-    assert quantizer is not None
-    return quantizer
+    assert isinstance(quantizer, InputQuantizer)
+    return quantizer.to_doc()

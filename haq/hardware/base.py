@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from haq.hardware.float_work import FLOAT32, FLOAT_BITS, as_layer
-from haq.hardware.packing import Granularity, aligned_macs, packed_bytes, parameter_bytes, weight_bytes
+from haq.hardware.packing import (
+    Granularity,
+    activation_scale_bytes,
+    aligned_macs,
+    misfit,
+    packed_bytes,
+    parameter_bytes,
+    weight_bytes,
+)
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, KindSection, operation
 from haq.values.errors import InputError
@@ -189,12 +197,15 @@ class ProfileCostModel(Generic[SectionT]):
         return self.profile.ties.join_inputs
 
     def supported(self, layer: LayerSpec) -> tuple[Precision, ...]:
-        return self._supported[operation(layer)]
+        return tuple(choice for choice in self._supported[operation(layer)] if not misfit(layer, choice.weight))
 
     def accelerated(self, layer: LayerSpec, precision: Precision) -> bool:
         return precision in self._accelerated[operation(layer)]
 
     def layer_cost(self, layer: LayerSpec, precision: Precision) -> Cost:
+        reason = misfit(layer, precision.weight)
+        if reason is not None:
+            raise InputError(f"layer {layer.name!r} is too small for {precision.weight}: {reason}; choose fewer bits")
         if precision not in self.supported(layer):
             known = ", ".join(str(choice) for choice in self.supported(layer)) or "nothing"
             raise InputError(
@@ -237,7 +248,9 @@ class ProfileCostModel(Generic[SectionT]):
         return self._conversion("join", rows, elements, written_by_other, written_by_owner)
 
     def storage_bytes(self, elements: int, fmt: Format) -> int:
-        return packed_bytes(elements * self.batch, fmt.bits, word_bits=self.profile.packing.word_bits)
+        count = elements * self.batch
+        values = packed_bytes(count, fmt.bits, word_bits=self.profile.packing.word_bits)
+        return values + activation_scale_bytes(fmt, count)
 
     def weight_bytes(self, layer: LayerSpec, fmt: Format) -> int:
         """Packed weights alone, without scales and zero points."""
@@ -245,8 +258,8 @@ class ProfileCostModel(Generic[SectionT]):
         return weight_bytes(layer, fmt, word_bits=packing.word_bits, pad_rows=packing.pad_rows)
 
     def read_weight_bytes(self, layer: LayerSpec, fmt: Format) -> int:
-        """What is read of a layer's weights in one call: with the scales, where there is one for every group."""
-        scales = self._parameter_bytes(layer, fmt) if fmt.group_size is not None else 0
+        """What is read of a layer's weights in one call: with the scales, where the format has its own."""
+        scales = self._parameter_bytes(layer, fmt) if fmt.family.is_ordered else 0
         return self.weight_bytes(layer, fmt) + scales
 
     def aligned_macs(self, layer: LayerSpec, precision: Precision) -> float:

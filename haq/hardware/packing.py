@@ -5,18 +5,13 @@ from __future__ import annotations
 from math import ceil, prod
 from typing import Literal, NamedTuple
 
+from haq.values.families import FLOAT32_BYTES, ceil_div
 from haq.values.formats import Format
 from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec
 
-SCALE_BYTES = 4
 ZERO_POINT_BYTES = 1
 Granularity = Literal["tensor", "channel", "group"]
-
-
-def ceil_div(value: int, divisor: int) -> int:
-    """`value / divisor`, rounded up."""
-    return -(-value // divisor)
 
 
 def packed_bytes(elements: int, bits: int, *, word_bits: int | None = None) -> int:
@@ -37,9 +32,11 @@ def packed_bytes(elements: int, bits: int, *, word_bits: int | None = None) -> i
 
 def weight_bytes(layer: LayerSpec, fmt: Format, *, word_bits: int | None = None, pad_rows: bool = False) -> int:
     """Bytes of a layer's packed weights; with `pad_rows` each output channel starts on a new word."""
+    count, bits = fmt.codes(*_matrix(layer))
+    count += layer.params % layer.out_channels
     if not pad_rows:
-        return packed_bytes(layer.params, fmt.bits, word_bits=word_bits)
-    return layer.out_channels * packed_bytes(layer.params // layer.out_channels, fmt.bits, word_bits=word_bits)
+        return packed_bytes(count, bits, word_bits=word_bits)
+    return layer.out_channels * packed_bytes(count // layer.out_channels, bits, word_bits=word_bits)
 
 
 def parameter_bytes(
@@ -47,11 +44,12 @@ def parameter_bytes(
 ) -> int:
     """Bytes of a layer's scales (fp32) and zero points (one byte each, for integers that are affine).
 
-    A group lies within one output channel, and the last one may be shorter; a format that has a group size of its own
-    goes before `granularity`. Floats have neither scale nor zero point.
+    A group lies within one output channel, and the last one may be shorter. A format that says itself what it stores
+    beside its codes goes before the settings; floats have neither scale nor zero point.
     """
-    if fmt.is_float:
-        return 0
+    own = fmt.parameter_bytes(*_matrix(layer))
+    if own is not None:
+        return own
     if fmt.group_size is not None:
         granularity, group_size = "group", fmt.group_size
     with_zero = scheme == "affine" and (fmt.is_integer or fmt.group_size is not None)
@@ -60,7 +58,25 @@ def parameter_bytes(
         "channel": layer.out_channels,
         "group": layer.out_channels * ceil_div(layer.params // layer.out_channels, group_size),
     }[granularity]
-    return groups * (SCALE_BYTES + (ZERO_POINT_BYTES if with_zero else 0))
+    return groups * (FLOAT32_BYTES + (ZERO_POINT_BYTES if with_zero else 0))
+
+
+def activation_scale_bytes(fmt: Format, elements: int) -> int:
+    """Bytes of the scales that lie beside `elements` activations, in formats that have one for each block of them.
+
+    Blocks count as full, whatever the number of channels; one scale for all of a tensor is part of the program.
+    """
+    return fmt.parameter_bytes(1, elements) or 0 if fmt.family.is_ordered else 0
+
+
+def misfit(layer: LayerSpec, fmt: Format) -> str | None:
+    """Why a layer's weight cannot have a format, whatever the device; `None`: it can."""
+    return fmt.misfit(*_matrix(layer))
+
+
+def _matrix(layer: LayerSpec) -> tuple[int, int]:
+    """Output channels, and the weights of each."""
+    return layer.out_channels, layer.params // layer.out_channels
 
 
 def aligned_macs(layer: LayerSpec, *, in_channels: int, out_channels: int) -> float:

@@ -135,7 +135,7 @@ class HardwareProfile(Section):
             ValueError: names the format.
         """
         for fmt in sorted({fmt for pair in self.all_precisions for fmt in (pair.weight, pair.activation)}):
-            if fmt.is_float:
+            if not fmt.family.is_integer:
                 raise ValueError(f"a {self.kind} device computes integers; remove {fmt} from formats")
             if max_bits is not None and fmt.bits > max_bits:
                 raise ValueError(f"{fmt} in formats is wider than {key} {max_bits}")

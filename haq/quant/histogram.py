@@ -86,6 +86,11 @@ class Histogram:
         centers = (torch.arange(first, last, dtype=torch.float64) - _HALF_BINS + 0.5) * self.width
         return centers, self._counts[first:last]
 
+    def mean_size(self) -> float:
+        """E|x| of what was seen."""
+        centers, counts = self.bins()
+        return float((centers.abs() * counts).sum() / (counts.sum() + self.zeros).clamp(min=1))
+
     def percentile_range(self, percentile: float) -> tuple[float, float]:
         """The range that leaves out (100 - percentile) % of the values at each end that has values, zero included."""
         centers, counts = self.bins()

@@ -27,6 +27,11 @@ def lay_out(weight: Tensor) -> Tensor:
     return torch.empty_like(weight, memory_format=layout).copy_(weight)
 
 
+def channel_axis(module: nn.Module) -> int:
+    """Where the channels of what a layer reads lie, counted from the end: the inputs of one sum."""
+    return -1 - len(getattr(module, "kernel_size", ()))
+
+
 class QuantizedLayer:
     """Switches a module between its float weight and quantized ones, and quantizes what it reads.
 
@@ -127,6 +132,7 @@ class QuantizedLayer:
                 scheme=self._quantization.activation_scheme or "affine",
                 method=self._quantization.activation_calibration or "mse",
                 percentile=self._quantization.percentile,
+                axis=channel_axis(self.module),
             )
         return self._input_quantizers[fmt]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from haq.quant.formats.base import Quantizer
 from haq.quant.formats.integer import HALF_TYPES
 from haq.quant.settings import QuantizationConfig
 from haq.trace.layers import kind_of
+from haq.values.errors import InputError
 from haq.values.formats import Format
 
 
@@ -24,6 +26,7 @@ class WeightLayout:
         transposed_groups: convolution groups of a transposed convolution, whose output channels lie along dimension 1
             within each group; 0 for layers whose output channels are dimension 0.
         granularity: `tensor`, `channel` (a row per output channel) or `group`.
+        ordered: whether the format cares which weights of a row lie side by side.
         group_size: values of an output channel that share a scale, along its flattened input dimensions; where it
             does not divide them, the last group of each channel is shorter and has a scale of its own.
     """
@@ -32,6 +35,7 @@ class WeightLayout:
     transposed_groups: int
     granularity: str
     group_size: int
+    ordered: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, weight: Tensor, quantization: QuantizationConfig, fmt: Format) -> WeightLayout:
@@ -41,12 +45,14 @@ class WeightLayout:
         granularity = quantization.weight_granularity or "channel"
         if fmt.group_size is not None:
             return cls(tuple(weight.shape), groups, "group", fmt.group_size)
+        if fmt.family.is_ordered:
+            return cls(tuple(weight.shape), groups, "channel", quantization.group_size, ordered=True)
         return cls(tuple(weight.shape), groups, granularity, quantization.group_size)
 
     @property
     def rows_in_any_order(self) -> bool:
         """Whether a row is all of an output channel, or of the tensor, so that its order does not count."""
-        return self.granularity != "group" and not self.transposed_groups
+        return self.granularity != "group" and not self.transposed_groups and not self.ordered
 
     def split(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Matrices `[rows, n]`: one, or with a remainder group two, the second with the shorter rows."""
@@ -59,13 +65,24 @@ class WeightLayout:
         full = channels[:, :whole].reshape(-1, self.group_size)
         return tuple(block for block in (full, channels[:, whole:]) if block.numel())
 
+    def columns(self) -> tuple[int, ...]:
+        """Values in a row of each of the matrices that `split` returns."""
+        length = prod(self.shape) // self.out_channels
+        if self.granularity == "tensor":
+            return (prod(self.shape),)
+        if self.granularity == "channel":
+            return (length,)
+        whole, rest = divmod(length, self.group_size)
+        return (*((self.group_size,) if whole else ()), *((rest,) if rest else ()))
+
     def join(self, blocks: tuple[Tensor, ...]) -> Tensor:
         """The weight whose `split` is `blocks`."""
-        out_channels = self._out_channels
+        out_channels = self.out_channels
         return self._weight(torch.cat([block.reshape(out_channels, -1) for block in blocks], 1))
 
     @property
-    def _out_channels(self) -> int:
+    def out_channels(self) -> int:
+        """Of the layer, whichever dimension they lie along."""
         return self.shape[1] * self.transposed_groups if self.transposed_groups else self.shape[0]
 
     @property
@@ -75,7 +92,7 @@ class WeightLayout:
     def _channels(self, weight: Tensor) -> Tensor:
         if self.transposed_groups:
             weight = weight.reshape(self._by_group).transpose(1, 2)
-        return weight.reshape(self._out_channels, -1)
+        return weight.reshape(self.out_channels, -1)
 
     def _weight(self, channels: Tensor) -> Tensor:
         if self.transposed_groups:
@@ -95,7 +112,14 @@ class WeightQuantizer:
     def calibrate(
         cls, weight: Tensor, fmt: Format, layout: WeightLayout, quantization: QuantizationConfig
     ) -> WeightQuantizer:
-        """The quantizer of `weight` in format `fmt`."""
+        """The quantizer of `weight` in format `fmt`.
+
+        Raises:
+            InputError: the weight is too small for the format.
+        """
+        reason = fmt.misfit(layout.out_channels, weight.numel() // layout.out_channels)
+        if reason is not None:
+            raise InputError(f"a weight {list(weight.shape)} is too small for {fmt}: {reason}; choose fewer bits")
         blocks = tuple(
             calibrate_weight(
                 rows,

@@ -1,7 +1,7 @@
 """Quantization-aware training: quantizers with gradients, and a float model's trainable quantized copy.
 
 In: a float model, a policy, the train split. Out: a trained copy. To add a quantizer: one class in
-`learned_quantizers.py` or `low_bit_quantizers.py` and one line in `SCHEMES`.
+`learned_quantizers.py` or `low_bit_quantizers.py` and one line in `choice.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from haq.edges.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from haq.training.choice import SCHEMES, Scheme
     from haq.training.fine_tuning import FineTuner
     from haq.training.learned_quantizers import TrainableQuantizer
     from haq.training.mixed_precision_model import MixedModel, check_not_folded
-    from haq.training.trainable_model import SCHEMES, Scheme, TrainableModel
+    from haq.training.trainable_model import TrainableModel
 
 __all__ = [
     "SCHEMES",
@@ -32,6 +33,7 @@ __getattr__, __dir__ = lazy_names(
         "haq.training.fine_tuning": ("FineTuner",),
         "haq.training.learned_quantizers": ("TrainableQuantizer",),
         "haq.training.mixed_precision_model": ("MixedModel", "check_not_folded"),
-        "haq.training.trainable_model": ("SCHEMES", "Scheme", "TrainableModel"),
+        "haq.training.choice": ("SCHEMES", "Scheme"),
+        "haq.training.trainable_model": ("TrainableModel",),
     },
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,25 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from haq.quant.formats.base import Quantizer
-from haq.quant.formats.binary import Binary
-from haq.quant.formats.half import Cast, Identity
-from haq.quant.formats.integer import PerRowInteger, PerTensorInteger
-from haq.quant.formats.ternary import Ternary
 from haq.quant.layers import FLOAT
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import call_model, map_tensors
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout, WeightQuantizer
-from haq.training.learned_quantizers import PACT, DoReFa, Integer, LearnedStep, StraightThrough, TrainableQuantizer
-from haq.training.low_bit_quantizers import (
-    BinaryActivation,
-    BinaryWeight,
-    HalfFloat,
-    TernaryActivation,
-    TernaryWeight,
-    TrainedTernaryWeight,
-    Untouched,
-)
+from haq.training.choice import SCHEMES, TERNARY, Choice
+from haq.training.learned_quantizers import PACT, TrainableQuantizer
 from haq.training.placement import InputSlot, WeightSlot
 from haq.training.recompute import QuantizesInput
 from haq.values.errors import InputError
@@ -40,26 +27,6 @@ from haq.values.policy import Policy
 
 Slots = dict[tuple[str, str, str], list[dict[str, Tensor]]]
 """(`weight` or `input`, layer, format name) -> what its quantizers learned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """Which quantizers train integer formats."""
-
-    weight: Callable[[int], Integer]
-    activation: Callable[[None], Integer]
-
-
-SCHEMES: dict[str, Scheme] = {
-    "lsq": Scheme(LearnedStep, LearnedStep),
-    "pact": Scheme(DoReFa, PACT),
-    "dorefa": Scheme(DoReFa, StraightThrough),
-    "ste": Scheme(StraightThrough, StraightThrough),
-}
-TERNARY: dict[str, Callable[[int], TrainableQuantizer]] = {
-    "twn": lambda rows: TernaryWeight(),
-    "ttq": TrainedTernaryWeight,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +55,8 @@ class TrainableModel:
     Args:
         model: the float model.
         quantized: the same model wrapped: gives layers, calibrated ranges and settings.
-        scheme: a name in `SCHEMES`.
-        ternary: a name in `TERNARY`.
+        scheme: a name in `haq.training.choice.SCHEMES`.
+        ternary: a name in `haq.training.choice.TERNARY`.
 
     Attributes:
         module: the trainable copy.
@@ -106,7 +73,7 @@ class TrainableModel:
     ) -> None:
         _check(quantized, scheme, ternary)
         self._quantized = quantized
-        self._scheme, self._ternary = SCHEMES[scheme], TERNARY[ternary]
+        self._choice = Choice(scheme, ternary)
         self.module = copy.deepcopy(model).to(quantized.device)
         self._channels_last = any(isinstance(child, nn.Conv2d) for child in self.module.modules())
         if self._channels_last:
@@ -262,7 +229,9 @@ class TrainableModel:
     def _weight_slot(self, name: str) -> WeightSlot:
         layer = self._layers[name]
         assert isinstance(layer.weight, Tensor)
-        slot = WeightSlot(WeightLayout.of(layer, layer.weight, self._quantized.quantization, FLOAT.weight), self._make)
+        slot = WeightSlot(
+            WeightLayout.of(layer, layer.weight, self._quantized.quantization, FLOAT.weight), self._choice
+        )
         parametrize.register_parametrization(layer, "weight", slot, unsafe=True)
         return slot
 
@@ -292,24 +261,9 @@ class TrainableModel:
     def _input_slot(self, leader: str, index: int) -> InputSlot:
         key = leader, index
         if key not in self._inputs:
-            self._inputs[key] = InputSlot(self._make)
+            self._inputs[key] = InputSlot(self._choice)
             self.module.register_forward_hook(self._inputs[key].forget, always_call=True)
         return self._inputs[key]
-
-    def _make(self, calibrated: Quantizer, rows: int | None) -> tuple[Hashable, Callable[[], TrainableQuantizer]]:
-        if isinstance(calibrated, Identity):
-            return "float", Untouched
-        if isinstance(calibrated, Cast):
-            return calibrated.dtype, partial(HalfFloat, calibrated.dtype)
-        if isinstance(calibrated, PerRowInteger) and rows is not None:
-            return "integer", partial(self._scheme.weight, rows)
-        if isinstance(calibrated, PerTensorInteger):
-            return "integer", partial(self._scheme.activation, None)
-        if isinstance(calibrated, Ternary):
-            return "ternary", TernaryActivation if rows is None else partial(self._ternary, rows)
-        if isinstance(calibrated, Binary):
-            return "binary", BinaryActivation if rows is None else BinaryWeight
-        raise TypeError(f"no trainable quantizer for {type(calibrated).__name__}")
 
 
 def _check(quantized: QuantizedModel, scheme: str, ternary: str) -> None:

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_FLOAT_BITS = {"fp16": 16, "bf16": 16, "fp32": 32}
-_LOW_BITS = {"ternary": 2, "binary": 1}
-_INT = re.compile(r"int([1-9]|[12][0-9]|3[0-2])")
-_GROUPED = re.compile(r"int([2-8])_g([2-9]|[1-9][0-9]{1,4})")
+from haq.values.families import Family, find, names_of_precisions
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,9 +15,9 @@ class Format:
     """A number format. Build it with `Format.parse`, which knows every name.
 
     Attributes:
-        bits: storage bits per value (ternary: 2, binary: 1).
-        name: `int1` ... `int32`, `ternary`, `binary`, `fp16`, `bf16`, `fp32`, or for weights `int4_g32` and the like:
-            4-bit integers with a scale for each group of 32 inputs of an output channel.
+        bits: storage bits per value, scales apart (ternary: 2, binary: 1).
+        name: `int1` ... `int32`, `ternary`, `binary`, `fp16`, `bf16`, `fp32`, `mxfp4`, for weights `int4_g32` (4-bit
+            integers with a scale for each group of 32 inputs of an output channel), and all that `families` knows.
     """
 
     bits: int
@@ -33,17 +30,8 @@ class Format:
         Raises:
             ValueError: unknown name; the message lists the known ones.
         """
-        if name in _FLOAT_BITS:
-            return cls(_FLOAT_BITS[name], name)
-        if name in _LOW_BITS:
-            return cls(_LOW_BITS[name], name)
-        match = _INT.fullmatch(name) or _GROUPED.fullmatch(name)
-        if match is None:
-            raise ValueError(
-                f"unknown number format {name!r}; known: int1 to int32, {', '.join([*_LOW_BITS, *_FLOAT_BITS])}, and "
-                "for weights int2 to int8 in groups of 2 to 99999, as in int4_g32"
-            )
-        return cls(int(match[1]), name)
+        family, parts = find(name)
+        return cls(family.bits(*parts), name)
 
     @classmethod
     def integer(cls, bits: int) -> Format:
@@ -51,8 +39,19 @@ class Format:
         return cls.parse(f"int{bits}")
 
     @property
+    def family(self) -> Family:
+        """What this format shares with those that differ in numbers only."""
+        return find(self.name)[0]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers in the name: of `int4_g32` 4 and 32."""
+        return tuple(int(part) for part in find(self.name)[1] if part.isdigit())
+
+    @property
     def is_float(self) -> bool:
-        return self.name in _FLOAT_BITS
+        """Whether values are stored as floats, without a scale: fp16, bf16 and fp32."""
+        return self.family.is_float
 
     @property
     def is_integer(self) -> bool:
@@ -61,20 +60,33 @@ class Format:
 
     @property
     def group_size(self) -> int | None:
-        """How many inputs of an output channel share a scale, where the format says that; `None`: a setting does."""
-        _, grouped, size = self.name.partition("_g")
-        return int(size) if grouped else None
+        """How many inputs of an output channel share a scale, in grouped integers; `None`: a setting says it."""
+        return self.numbers[1] if self.family.name == "grouped integer" else None
+
+    def codes(self, rows: int, columns: int) -> tuple[int, int]:
+        """How many codes a weight of `rows` output channels of `columns` inputs has, and the bits of each."""
+        return self.family.codes(rows, columns, *find(self.name)[1])
+
+    def parameter_bytes(self, rows: int, columns: int) -> int | None:
+        """Bytes of what a weight stores beside its codes; `None`: settings say how many scales there are."""
+        return self.family.parameter_bytes(rows, columns, *find(self.name)[1])
+
+    def misfit(self, rows: int, columns: int) -> str | None:
+        """Why a weight of `rows` output channels of `columns` inputs cannot have this format; `None`: it can."""
+        return self.family.misfit(rows, columns, *find(self.name)[1])
 
     def check_activation(self) -> None:
         """Raise unless activations can be in this format.
 
         Raises:
-            ValueError: its scales are per group of a weight's inputs.
+            ValueError: weights only.
         """
         if self.group_size is not None:
             raise ValueError(
                 f"{self.name} is a format of weights only: activations take int{self.bits}, without groups"
             )
+        if self.family.weights_only:
+            raise ValueError(f"{self.name} is a format of weights only: give activations an integer or float format")
 
     @property
     def short(self) -> str:
@@ -84,7 +96,7 @@ class Format:
         return self.name
 
 
-_SHORT = r"(\d+|int\d+_g\d+|ternary|binary|fp16|bf16|fp32)"
+_SHORT = f"({names_of_precisions()})"
 _PRECISION = re.compile(f"w{_SHORT}a{_SHORT}")
 _PRECISION_KEYS = frozenset({"weight_bits", "activation_bits", "weight_format", "activation_format"})
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from haq.quant.calibration import calibrate_activation, calibrate_weight, scale_and_zero_point
+from haq.quant.calibration import calibrate_activation, calibrate_weight
 from haq.quant.formats.integer import integer_limits
 from haq.quant.histogram import Histogram
+from haq.quant.ranges import scale_and_zero_point
 from haq.values.formats import Format
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from haq.quant import QuantizedModel, correct_bias
-from haq.quant.calibration import calibrate_activation, calibrate_weight, clipping_divergence
+from haq.quant.calibration import calibrate_activation, calibrate_weight
 from haq.quant.histogram import Histogram
+from haq.quant.ranges import clipping_divergence
 from haq.quant.settings import QuantizationConfig
 from haq.values.formats import Format, Precision
 from haq.values.policy import Policy

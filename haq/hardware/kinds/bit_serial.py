@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from haq.hardware.base import MJ_PER_PJ, MS_PER_US, ProfileCostModel
-from haq.hardware.packing import ceil_div, gemm
+from haq.hardware.packing import gemm
 from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import Count, KindSection, NonNegative
+from haq.values.families import ceil_div
 from haq.values.formats import Precision
 from haq.values.kinds import KINDS
 from haq.values.network import LayerSpec

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from haq.quant.formats.base import Quantizer
-from haq.quant.formats.integer import (
-    LARGEST_INTEGER_BITS,
-)
+from haq.quant.formats.base import Calibration, NumberFormat, Quantizer
+from haq.quant.formats.integer import LARGEST_INTEGER_BITS
+from haq.quant.histogram import Histogram
 from haq.values.formats import Format
 
 
@@ -21,6 +22,9 @@ class Identity:
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
+    def to_doc(self) -> dict[str, Any]:
+        return {"kind": "float"}
+
 
 @dataclass(frozen=True, slots=True)
 class Cast:
@@ -30,6 +34,30 @@ class Cast:
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.to(self.dtype).to(x.dtype)
+
+    def to_doc(self) -> dict[str, Any]:
+        return {"kind": "float"}
+
+
+class FloatFormat(NumberFormat):
+    """Floats: nothing to calibrate."""
+
+    family = "float"
+
+    def weight_quantizer(self, rows: Tensor, fmt: Format, how: Calibration) -> Quantizer:
+        return _exact(fmt)
+
+    def activation_quantizer(self, seen: Histogram, fmt: Format, how: Calibration) -> Quantizer:
+        return _exact(fmt)
+
+    def from_doc(self, doc: Mapping[str, Any], fmt: Format) -> Quantizer:
+        return _exact(fmt)
+
+
+def _exact(fmt: Format) -> Quantizer:
+    quantizer = float_quantizer(fmt)
+    assert quantizer is not None
+    return quantizer
 
 
 def float_quantizer(fmt: Format) -> Quantizer | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,15 @@ class PerTensorInteger:
         # 0 + scale * y in one pass, not scale * y: torch's operator never returns a negative zero.
         return torch.add(_zero(y), y, alpha=self.scale, out=y)
 
+    @classmethod
+    def from_doc(cls, doc: Mapping[str, Any]) -> PerTensorInteger:
+        """Of what `to_doc` returned."""
+        return cls(doc["scale"], doc["zero_point"], doc["quant_min"], doc["quant_max"])
+
+    def to_doc(self) -> dict[str, Any]:
+        limits = {"quant_min": self.quant_min, "quant_max": self.quant_max}
+        return {"kind": "integer", "scale": self.scale, "zero_point": self.zero_point, **limits}
+
     def quantize(self, x: Tensor) -> Tensor:
         """The integer codes, int32."""
         codes = torch.mul(x, _reciprocal(self.scale)).round_().add_(self.zero_point)
@@ -65,6 +76,9 @@ class PerRowInteger:
         # Clamping between numbers is several times faster than between tensors.
         y = (x * self.scale.reciprocal()).round_().add_(self.zero_point)
         return y.clamp_(self.quant_min, self.quant_max).sub_(self.zero_point).mul_(self.scale)
+
+    def integer_codes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.quantize(rows), self.scale, self.zero_point.to(torch.int32)
 
     def quantize(self, x: Tensor) -> Tensor:
         """The integer codes, int32."""
