@@ -8,9 +8,12 @@ from functools import partial
 
 from haq.quant.formats.base import Quantizer
 from haq.quant.formats.binary import Binary
+from haq.quant.formats.codebook import Codebook
 from haq.quant.formats.half import Cast, Identity
 from haq.quant.formats.integer import PerRowInteger, PerTensorInteger
+from haq.quant.formats.product import ProductCodebooks
 from haq.quant.formats.ternary import Ternary
+from haq.training.coded_quantizers import CodebookWeight, Straight
 from haq.training.learned_quantizers import PACT, DoReFa, Integer, LearnedStep, StraightThrough, TrainableQuantizer
 from haq.training.low_bit_quantizers import (
     BinaryActivation,
@@ -65,7 +68,7 @@ class Choice:
             calibrated: of a weight's rows or of an activation.
             rows: of the weight; `None` for an activation.
         """
-        return _BY_TYPE[type(calibrated)](self, calibrated, rows)
+        return _BY_TYPE.get(type(calibrated), _straight)(self, calibrated, rows)
 
 
 def _integer(choice: Choice, calibrated: Quantizer, rows: int | None) -> Made:
@@ -86,6 +89,17 @@ def _half(choice: Choice, calibrated: Quantizer, rows: int | None) -> Made:
     return calibrated.dtype, partial(HalfFloat, calibrated.dtype)
 
 
+def _codebook(choice: Choice, calibrated: Quantizer, rows: int | None) -> Made:
+    assert isinstance(calibrated, Codebook | ProductCodebooks)
+    shape = calibrated.centroids.shape
+    return (type(calibrated), shape), partial(CodebookWeight, shape)
+
+
+def _straight(choice: Choice, calibrated: Quantizer, rows: int | None) -> Made:
+    assert isinstance(calibrated, Hashable)
+    return calibrated, partial(Straight, calibrated)
+
+
 _BY_TYPE: dict[type, Callable[[Choice, Quantizer, int | None], Made]] = {
     Identity: lambda choice, calibrated, rows: ("float", Untouched),
     Cast: _half,
@@ -93,4 +107,7 @@ _BY_TYPE: dict[type, Callable[[Choice, Quantizer, int | None], Made]] = {
     PerTensorInteger: _integer,
     Ternary: _ternary,
     Binary: _binary,
+    Codebook: _codebook,
+    ProductCodebooks: _codebook,
 }
+"""All others have nothing to learn."""

@@ -101,7 +101,146 @@ class Floats(Family):
         return 0
 
 
-FAMILIES: tuple[Family, ...] = (Integers(), Ternary(), Binary(), Floats(), GroupedIntegers())
+class _Coded(Family):
+    """Formats whose weights are stored as arrays of their own: codes, and what they are to be multiplied with."""
+
+    exporters = ("torch",)
+
+
+class ScaledFloats(_Coded):
+    """8-bit floats times a float32 scale for each tensor, channel or group, as the settings say."""
+
+    name, known = "scaled float", "fp8_e4m3, fp8_e5m2"
+    grammar = "fp8_(e4m3|e5m2)"
+
+    def bits(self, *parts: str) -> int:
+        return 8
+
+
+class Microscaling(_Coded):
+    """OCP microscaling formats: blocks of 32 share a power of two of 8 bits."""
+
+    name, known = "microscaling", "mxfp8_e4m3, mxfp8_e5m2, mxfp6_e2m3, mxfp6_e3m2, mxfp4, mxint8"
+    grammar = "mx(fp8_e4m3|fp8_e5m2|fp6_e2m3|fp6_e3m2|fp4|int8)"
+    is_ordered = True
+
+    def bits(self, *parts: str) -> int:
+        return next(int(digit) for digit in parts[0] if digit.isdigit())
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows * ceil_div(columns, 32)
+
+
+class MicroExponents(_Coded):
+    """Blocks of 16 share an exponent of 8 bits, pairs one of 1 bit more."""
+
+    name, known = "micro-exponents", "mx4, mx6, mx9"
+    grammar = "mx([469])"
+    is_ordered = True
+
+    def bits(self, *parts: str) -> int:
+        return int(parts[0]) - 1  # sign and mantissa: 8/16 + 1/2 bits of exponents make up the one that is missing
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows * ceil_div(columns, 16) + ceil_div(rows * ceil_div(columns, 2), 8)
+
+
+class NVFloat(_Coded):
+    """4-bit floats in blocks of 16 with a scale of fp8_e4m3, and a float32 scale for the tensor."""
+
+    name, known = "nvfp4", "nvfp4"
+    grammar = "nvfp(4)"
+    is_ordered = True
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows * ceil_div(columns, 16) + FLOAT32_BYTES
+
+
+class NormalFloat(_Coded):
+    """Quantiles of a normal distribution in blocks of 64 with a float32 scale."""
+
+    name, known = "normal float", "nf4"
+    grammar = "nf(4)"
+    weights_only = is_ordered = True
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows * ceil_div(columns, 64) * FLOAT32_BYTES
+
+
+class VectorScaled(_Coded):
+    """Integers with an integer scale for each vector of 16 and a float32 scale for each channel."""
+
+    name, known = "vector-scaled", "vs2_s3 to vs8_s8 (bits of a weight, bits of its vector's scale)"
+    grammar = "vs([2-8])_s([3-8])"
+    weights_only = is_ordered = True
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows * FLOAT32_BYTES + ceil_div(rows * ceil_div(columns, 16) * int(parts[1]), 8)
+
+
+class PowersOfTwo(_Coded):
+    """A sign and one of 2^(b - 1) - 1 powers of two, or 0; an exponent for each channel."""
+
+    name, known = "power of two", "pot2 to pot6"
+    grammar = "pot([2-6])"
+    weights_only = is_ordered = True
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return rows
+
+
+class KMeans(_Coded):
+    """A codebook of 2^b float32 centroids for each layer."""
+
+    name, known = "k-means", "kmeans2 to kmeans8"
+    grammar = "kmeans([2-8])"
+    weights_only = is_ordered = True
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return FLOAT32_BYTES << int(parts[0])
+
+    def misfit(self, rows: int, columns: int, *parts: str) -> str | None:
+        centroids = 1 << int(parts[0])
+        return None if centroids <= rows * columns else f"{centroids} centroids for {rows * columns} weights"
+
+
+class ProductQuantization(_Coded):
+    """Rows cut into sub-vectors of d weights; for each position a codebook of 2^c, which all rows share."""
+
+    name, known = "product quantization", "pq2_d2 to pq8_d16 (bits of a code, weights of a sub-vector)"
+    grammar = "pq([2-8])_d([2-9]|1[0-6])"
+    weights_only = is_ordered = True
+
+    def bits(self, *parts: str) -> int:
+        return ceil_div(int(parts[0]), int(parts[1]))
+
+    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, int]:
+        return rows * ceil_div(columns, int(parts[1])), int(parts[0])
+
+    def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
+        return FLOAT32_BYTES * columns << int(parts[0])
+
+    def misfit(self, rows: int, columns: int, *parts: str) -> str | None:
+        centroids = 1 << int(parts[0])
+        return None if centroids <= rows else f"codebooks of {centroids} sub-vectors for {rows} output channels"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Integers(),
+    Ternary(),
+    Binary(),
+    Floats(),
+    ScaledFloats(),
+    Microscaling(),
+    MicroExponents(),
+    NVFloat(),
+    GroupedIntegers(),
+    NormalFloat(),
+    VectorScaled(),
+    PowersOfTwo(),
+    KMeans(),
+    ProductQuantization(),
+)
 
 
 @cache
