@@ -18,6 +18,7 @@ from haq.commands import (
     benchmarks,
     devices,
     exporting,
+    family,
     init,
     inspect,
     lint,
@@ -64,6 +65,8 @@ for _command in (
     init.init,
     lint.lint,
     plan_training.plan_training,
+    family.family,
+    family.adapt,
 ):
     app.command()(_command)
 hardware_app.command("list")(devices.hardware_list)

@@ -27,21 +27,27 @@ from haq.values.formats import Format, Precision
 from haq.values.policy import Policy
 
 _KEY = "haq"
-_CODES, _SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
+CODES, SCALE, _ZERO = "weight_codes", "weight_scale", "weight_zero_point"
 
 
 def save_torch(state: ModelState, path: Path) -> None:
-    """Write `state` to `path`.
+    """Write `state` to `path`, as `state_document` describes it; the metadata entry `haq` is the document.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    tensors, document = state_document(state)
+    write_bytes(path, save(tensors, metadata={_KEY: to_json(document)}))
+
+
+def state_document(state: ModelState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as tensors and plain data.
 
     Tensors: `<layer>.weight_codes.<i>` (packed, see `haq.export.packing`; int32 `[rows, n]` above 16 bits),
     `<layer>.weight_scale.<i>` and, where they are not all zero, `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each
     block i of rows that share a scale; `<layer>.weight_<array>.<i>` of formats that store arrays of their own, where
     values of fewer than 8 bits are packed as codes are; and the rest of the state dict under its own names. The
-    metadata entry `haq` is a JSON document: policy, quantization settings, how codes are packed, activation ranges,
-    folded batch norms.
-
-    Raises:
-        InputError: the file cannot be written.
+    document: policy, quantization settings, how codes are packed, activation ranges, folded batch norms.
     """
     tensors = {name: _stored(name, tensor, state) for name, tensor in state.tensors.items()}
     packed: dict[str, Any] = {}
@@ -52,8 +58,8 @@ def save_torch(state: ModelState, path: Path) -> None:
             continue
         coding = Coding.of(layer.weight, layer.precision.weight)
         for index, (codes, scale, zero) in enumerate(layer.weight.blocks):
-            tensors[f"{name}.{_CODES}.{index}"] = codes.clone() if coding is None else coding.pack(codes)
-            tensors[f"{name}.{_SCALE}.{index}"] = scale.clone()
+            tensors[f"{name}.{CODES}.{index}"] = codes.clone() if coding is None else coding.pack(codes)
+            tensors[f"{name}.{SCALE}.{index}"] = scale.clone()
             if bool(zero.any()):
                 tensors[f"{name}.{_ZERO}.{index}"] = _narrowest(zero).contiguous()
         if coding is not None:
@@ -66,7 +72,7 @@ def save_torch(state: ModelState, path: Path) -> None:
         "folded_batch_norms": list(state.folded),
         "packed": packed,
     }
-    write_bytes(path, save(tensors, metadata={_KEY: to_json(document)}))
+    return tensors, document
 
 
 def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
@@ -92,11 +98,26 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
     if document is None:
         raise InputError(f"{path}: has no quantization in it; write it with haq export --format torch")
     try:
-        return restore(model, _state(model, parse_json(document), tensors))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        known = parse_json(document)
+    except ValueError as error:
         raise InputError(f"{path}: damaged: {describe(error)}; export it anew") from error
+    return restored(model, known, tensors, source=path)
+
+
+def restored(
+    model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor], *, source: str | Path
+) -> nn.Module:
+    """A plain module from what `state_document` made; `tensors` is used up.
+
+    Raises:
+        InputError: damaged, or of another model than `model`; names `source`.
+    """
+    try:
+        return restore(model, _state(model, document, tensors))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{source}: damaged: {describe(error)}; export it anew") from error
 
 
 def _narrowest(codes: Tensor) -> Tensor:
@@ -147,8 +168,8 @@ def _take_weight(
     if coder(precision.weight) is not None:
         return _take_coded(name, layout, precision.weight, tensors)
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
-    while f"{name}.{_CODES}.{len(blocks)}" in tensors:
-        codes, scale = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (_CODES, _SCALE))
+    while f"{name}.{CODES}.{len(blocks)}" in tensors:
+        codes, scale = (tensors.pop(f"{name}.{kind}.{len(blocks)}") for kind in (CODES, SCALE))
         zero = tensors.pop(f"{name}.{_ZERO}.{len(blocks)}", torch.zeros_like(scale))
         if packing is not None:
             shape = tuple(map(int, packing["shapes"][len(blocks)]))

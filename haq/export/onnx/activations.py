@@ -195,6 +195,28 @@ def quantize_biases(graph: Graph, *, tolerance: float = BIAS_TOLERANCE) -> None:
         graph.replace(conv, [node, conv])
 
 
+def split_float_biases(graph: Graph) -> None:
+    """Biases of convolutions that stay float, behind the convolution: `x - (-bias)`.
+
+    Where a convolution with a float bias reads a DequantizeLinear and is quantized again, ONNX Runtime rounds the bias
+    (and a float weight) to integers by itself (its WeightBiasQuantization), at few bits by far too much; it leaves a
+    Sub alone, and other runtimes compute the same.
+    """
+    for conv in [node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2]:
+        bias = graph.value(conv.input[2])
+        weight = graph.value(conv.input[1])
+        marked = graph.producer(conv.input[1])
+        if weight is None and marked is not None and _is_dequantize(marked):
+            weight = graph.value(marked.input[0])
+        if bias is None or weight is None or not _is_dequantize(graph.producer(conv.input[0])):
+            continue
+        minus = graph.constant(f"{conv.name}.minus_bias", -bias.reshape(-1, *[1] * (weight.ndim - 2)))
+        product, result = graph.fresh(f"{conv.name}.product"), conv.output[0]
+        del conv.input[2]
+        conv.output[0] = product
+        graph.replace(conv, [conv, helper.make_node("Sub", [product, minus], [result])])
+
+
 def _widen(graph: Graph, weight: NodeProto, least: np.ndarray) -> None:
     """Scales of at least `least` per channel, and codes to match: channels whose weights are as good as zero beside
     their bias, whose integer bias would overflow. Where all weights are zero, any scale will do: the finest."""

@@ -17,6 +17,7 @@ from haq.export.onnx.activations import (
     lower_inputs,
     move_clips,
     quantize_biases,
+    split_float_biases,
 )
 from haq.export.onnx.graph import Graph
 from haq.export.onnx.outputs import quantize_outputs
@@ -61,6 +62,7 @@ def onnx_model(
         quantize_outputs(graph, inputs)
     move_clips(graph)
     quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else bias_tolerance(state))
+    split_float_biases(graph)
     name_outputs(graph, state)
     result = graph.finish([("", OPSET)])
     result.producer_name = "haq"
