@@ -72,6 +72,16 @@ def check_quantization(given: QuantizationConfig, resolved: QuantizationConfig) 
             "quantization.percentile: is for weight_calibration or activation_calibration = 'percentile', which are "
             f"{calibrations[0]!r} and {calibrations[1]!r}; set one of them or leave it out"
         )
+    if given.rounding_seed != defaults.rounding_seed and resolved.weight_rounding != "stochastic":
+        raise InputError(
+            "quantization.rounding_seed: is for weight_rounding = 'stochastic', which is "
+            f"{resolved.weight_rounding!r}; set that or leave it out"
+        )
+    if given.ema_decay != defaults.ema_decay and resolved.activation_calibration != "ema":
+        raise InputError(
+            "quantization.ema_decay: is for activation_calibration = 'ema', which is "
+            f"{resolved.activation_calibration!r}; set that or leave it out"
+        )
     if given.group_size != defaults.group_size and resolved.weight_granularity != "group":
         raise InputError(
             "quantization.group_size: is for weight_granularity = 'group', which is "

@@ -175,8 +175,8 @@ class ProfileQuantization(Section):
     weight_granularity: Literal["tensor", "channel", "group"] | None = None
     weight_scheme: Literal["symmetric", "affine"] | None = None
     activation_scheme: Literal["symmetric", "affine"] | None = None
-    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy"] | None = None
-    activation_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
+    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy", "octav"] | None = None
+    activation_calibration: Literal["minmax", "percentile", "mse", "entropy", "octav", "ema"] | None = None
 
 
 class Ties(Section):

@@ -32,6 +32,7 @@ class Histogram:
         self.reach = 0.0
         self._counts = torch.zeros(2 * _HALF_BINS, dtype=torch.float64)
         self.updates = 0
+        self._ends: list[tuple[float, float]] = []
 
     def update(self, values: Tensor) -> None:
         """Count `values`, of any shape.
@@ -46,6 +47,7 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("not all values are finite")
         self.updates += 1
+        self._ends.append((min(low, 0.0), max(high, 0.0)))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
         sample = _strided(values).to(torch.float32)
@@ -90,6 +92,13 @@ class Histogram:
         """E|x| of what was seen."""
         centers, counts = self.bins()
         return float((centers.abs() * counts).sum() / (counts.sum() + self.zeros).clamp(min=1))
+
+    def averaged_range(self, decay: float) -> tuple[float, float]:
+        """Exponential moving averages of each update's ends, from the first (Jacob et al., CVPR 2018, section 3.1)."""
+        low, high = self._ends[0] if self._ends else (0.0, 0.0)
+        for least, largest in self._ends[1:]:
+            low, high = decay * low + (1 - decay) * least, decay * high + (1 - decay) * largest
+        return low, high
 
     def percentile_range(self, percentile: float) -> tuple[float, float]:
         """The range that leaves out (100 - percentile) % of the values at each end that has values, zero included."""

@@ -132,6 +132,7 @@ class QuantizedLayer:
                 scheme=self._quantization.activation_scheme or "affine",
                 method=self._quantization.activation_calibration or "mse",
                 percentile=self._quantization.percentile,
+                decay=self._quantization.ema_decay,
                 axis=channel_axis(self.module),
             )
         return self._input_quantizers[fmt]

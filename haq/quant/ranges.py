@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from haq.quant.formats.base import Calibration
 from haq.quant.formats.integer import PerRowInteger, PerTensorInteger, integer_limits
 from haq.quant.histogram import Histogram
+from haq.quant.octav import clipped_ends, optimal_clip
 
 _COARSE = 10.0 ** torch.linspace(0.1, -1.5, 49, dtype=torch.float64)
 """Fractions of the full range that a search tries first: 1.26 down to 0.03, each 7 % below the one before."""
@@ -55,14 +57,14 @@ def integer_weight(rows: Tensor, bits: int, how: Calibration) -> PerRowInteger:
     layers behind carry on; `balanced` weighs 16-fold the two parts of the error that do not average out: the part along
     the weights (a change of gain) and the part along their mean (a shift, as inputs behind a ReLU share a positive
     mean). Banner et al., "Post training 4-bit quantization of convolutional networks" (NeurIPS 2019), section 4.2,
-    restore the same two moments after the fact.
+    restore the same two moments after the fact. Scales are those of rounding to the nearest, however it rounds then.
     """
     low, high = _row_range(rows, how.method, how.percentile, bits, how.scheme)
     scale, zero_point = scale_and_zero_point(low, high, bits, how.scheme)
     quantizer = PerRowInteger(scale, zero_point, *integer_limits(bits, how.scheme))
     if how.method in ("mse", "balanced"):
-        return _search_rows(rows, quantizer, _COMMON_WEIGHT if how.method == "balanced" else 0.0)
-    return quantizer
+        quantizer = _search_rows(rows, quantizer, _COMMON_WEIGHT if how.method == "balanced" else 0.0)
+    return replace(quantizer, rounding=how.rounding, seed=how.seed)
 
 
 def _row_range(rows: Tensor, method: str, percentile: float, bits: int, scheme: str) -> tuple[Tensor, Tensor]:
@@ -81,6 +83,11 @@ def _row_range(rows: Tensor, method: str, percentile: float, bits: int, scheme: 
         clipped_low, clipped_high = _entropy_range(pooled, bits, scheme)
         low = torch.maximum(low, clipped_low * largest)
         high = torch.minimum(high, clipped_high * largest)
+    elif method == "octav":
+        sizes, signed = rows.abs(), scheme == "symmetric" or bool((rows < 0).any())
+        clip = optimal_clip(sizes, (sizes > 0).to(rows), bits, signed=signed)
+        ends = clipped_ends(clip, bits, scheme, signed=signed)
+        return ends if scheme == "symmetric" else (torch.maximum(low, ends[0]), torch.minimum(high, ends[1]))
     return low, high
 
 
@@ -132,18 +139,31 @@ def _search_rows(rows: Tensor, start: PerRowInteger, common_weight: float) -> Pe
 
 def integer_activation(seen: Histogram, bits: int, how: Calibration) -> PerTensorInteger:
     """The integer quantizer of an activation of which `seen` was seen, one scale for the tensor."""
-    low, high = _activation_range(seen, how.method, how.percentile, bits, how.scheme)
+    low, high = _activation_range(seen, bits, how)
     ends = torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64)
     scale, zero_point = scale_and_zero_point(*ends, bits, how.scheme)
     return PerTensorInteger(float(scale.to(torch.float32)), int(zero_point), *integer_limits(bits, how.scheme))
 
 
-def _activation_range(seen: Histogram, method: str, percentile: float, bits: int, scheme: str) -> tuple[float, float]:
+def _activation_range(seen: Histogram, bits: int, how: Calibration) -> tuple[float, float]:
+    method, scheme = how.method, how.scheme
     if method == "percentile":
-        return seen.percentile_range(percentile)
+        return seen.percentile_range(how.percentile)
     if method == "minmax" or seen.low == seen.high:
         return seen.low, seen.high
+    if method == "ema":
+        return seen.averaged_range(how.decay)
+    if method == "octav":
+        return _octav_range(seen, bits, scheme)
     return _mse_range(seen, bits, scheme) if method == "mse" else _entropy_range(seen, bits, scheme)
+
+
+def _octav_range(seen: Histogram, bits: int, scheme: str) -> tuple[float, float]:
+    centers, counts = seen.bins()
+    signed = scheme == "symmetric" or seen.negative
+    clip = optimal_clip(centers.abs()[None], counts[None], bits, signed=signed)
+    low, high = (float(end) for end in clipped_ends(clip, bits, scheme, signed=signed))
+    return (low, high) if scheme == "symmetric" else (max(low, seen.low), min(high, seen.high))
 
 
 _Objective = Callable[[Tensor, Tensor], Tensor]

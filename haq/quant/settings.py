@@ -19,10 +19,16 @@ class QuantizationConfig(Section):
     """Default: `symmetric`."""
     activation_scheme: Literal["symmetric", "affine"] | None = None
     """Default: `affine`."""
-    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy"] | None = None
+    weight_calibration: Literal["minmax", "percentile", "mse", "balanced", "entropy", "octav"] | None = None
     """Default: `balanced`: squared error with more weight on changes of gain and mean, which do not average out."""
-    activation_calibration: Literal["minmax", "percentile", "mse", "entropy"] | None = None
+    activation_calibration: Literal["minmax", "percentile", "mse", "entropy", "octav", "ema"] | None = None
     """Default: `mse`."""
+    weight_rounding: Literal["nearest", "floor", "ceil", "stochastic"] = "nearest"
+    """Of integer weights; `nearest` takes ties to even. Scales are those of `nearest`; fine-tuning knows no other."""
+    rounding_seed: int = Field(0, ge=0)
+    """Of stochastic rounding."""
+    ema_decay: float = Field(0.9, ge=0, lt=1)
+    """Of moving averages over calibration batches, for `activation_calibration = "ema"`."""
     percentile: float = Field(99.99, gt=50, le=100)
     calibration_samples: int = Field(512, ge=1)
     batch_norm: Literal["keep", "fold", "reestimate"] = "keep"

@@ -127,6 +127,8 @@ class WeightQuantizer:
                 scheme=quantization.weight_scheme or "symmetric",
                 method=quantization.weight_calibration or "balanced",
                 percentile=quantization.percentile,
+                rounding=quantization.weight_rounding,
+                seed=quantization.rounding_seed,
             )
             for rows in layout.split(weight.float() if weight.dtype in HALF_TYPES else weight)
         )

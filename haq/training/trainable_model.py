@@ -270,6 +270,11 @@ def _check(quantized: QuantizedModel, scheme: str, ternary: str) -> None:
     for given, known, what in ((scheme, SCHEMES, "quantizer"), (ternary, TERNARY, "ternary")):
         if given not in known:
             raise InputError(f"unknown {what} {given!r}; known: {', '.join(sorted(known))}")
+    if quantized.quantization.weight_rounding != "nearest":
+        raise InputError(
+            f"quantization.weight_rounding = {quantized.quantization.weight_rounding!r}: fine-tuning rounds to the "
+            "nearest; leave it out, or the fine-tuning"
+        )
     if quantized.quantization.batch_norm == "fold":
         raise InputError(
             "quantization.batch_norm = 'fold': fine-tuning trains the batch norm itself; take 'keep' or 'reestimate'"

@@ -69,15 +69,21 @@ class Calibration:
 
     Attributes:
         scheme: `symmetric` or `affine`.
-        method: `minmax`, `percentile`, `mse`, `balanced` (weights), `entropy`.
+        method: `minmax`, `percentile`, `mse`, `balanced` (weights), `entropy`, `octav`, `ema` (activations).
         percentile: for the method of that name.
         axis: of an activation along which blocks that share a scale lie, counted from the end.
+        rounding: of integer weights: `nearest` (even), `floor`, `ceil` or `stochastic`.
+        seed: of stochastic rounding.
+        decay: of moving averages, for the method `ema`.
     """
 
     scheme: str
     method: str
     percentile: float
     axis: int = -1
+    rounding: str = "nearest"
+    seed: int = 0
+    decay: float = 0.9
 
 
 class NumberFormat:

@@ -59,22 +59,25 @@ class PerTensorInteger:
 class PerRowInteger:
     """Integers with one scale and zero point per row of a matrix, each `[rows, 1]`.
 
-    Bit for bit `torch.fake_quantize_per_channel_affine` along axis 0 on finite input.
+    Bit for bit `torch.fake_quantize_per_channel_affine` along axis 0 on finite input, where it rounds to the nearest.
+
+    Attributes:
+        rounding: `nearest` (ties to even), `floor`, `ceil` or `stochastic`.
+        seed: of stochastic rounding, whose draws depend on it and on the shape alone.
     """
 
     scale: Tensor
     zero_point: Tensor
     quant_min: int
     quant_max: int
+    rounding: str = "nearest"
+    seed: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            zero_point = self.zero_point.flatten().to(torch.int32)
-            return torch.fake_quantize_per_channel_affine(
-                x, self.scale.flatten(), zero_point, 0, self.quant_min, self.quant_max
-            )
+            return self._with_gradient(x)
         # Clamping between numbers is several times faster than between tensors.
-        y = (x * self.scale.reciprocal()).round_().add_(self.zero_point)
+        y = self._rounded(x * self.scale.reciprocal()).add_(self.zero_point)
         return y.clamp_(self.quant_min, self.quant_max).sub_(self.zero_point).mul_(self.scale)
 
     def integer_codes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,8 +85,29 @@ class PerRowInteger:
 
     def quantize(self, x: Tensor) -> Tensor:
         """The integer codes, int32."""
-        codes = (x * self.scale.reciprocal()).round_() + self.zero_point
+        codes = self._rounded(x * self.scale.reciprocal()) + self.zero_point
         return codes.clamp_(self.quant_min, self.quant_max).to(torch.int32)
+
+    def _rounded(self, steps: Tensor) -> Tensor:
+        """In place. Stochastic rounding goes up with the probability of the fraction: right on average."""
+        if self.rounding == "nearest":
+            return steps.round_()
+        if self.rounding == "ceil":
+            return steps.ceil_()
+        if self.rounding == "stochastic":
+            generator = torch.Generator().manual_seed(self.seed)
+            steps += torch.rand(steps.shape, generator=generator, dtype=steps.dtype).to(steps.device)
+        return steps.floor_()
+
+    def _with_gradient(self, x: Tensor) -> Tensor:
+        if self.rounding == "nearest":
+            zero_point = self.zero_point.flatten().to(torch.int32)
+            return torch.fake_quantize_per_channel_affine(
+                x, self.scale.flatten(), zero_point, 0, self.quant_min, self.quant_max
+            )
+        low, high = ((limit - self.zero_point) * self.scale for limit in (self.quant_min, self.quant_max))
+        inside = torch.where(x > high, high, torch.where(x < low, low, x))
+        return inside + (self(x.detach()) - inside).detach()
 
 
 def integer_limits(bits: int, scheme: str) -> tuple[int, int]:

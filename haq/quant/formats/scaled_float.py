@@ -60,7 +60,7 @@ class ScaledFloat:
 
 
 class ScaledFloatFormat(NumberFormat):
-    """The scale of an activation is of the range that `minmax` or `percentile` finds; all else takes the full one."""
+    """The scale of an activation is of the range that `percentile` or `ema` finds, else of all that was seen."""
 
     family = "scaled float"
 
@@ -68,7 +68,11 @@ class ScaledFloatFormat(NumberFormat):
         return self.coder(fmt)
 
     def activation_quantizer(self, seen: Histogram, fmt: Format, how: Calibration) -> Quantizer:
-        ends = seen.percentile_range(how.percentile) if how.method == "percentile" else (seen.low, seen.high)
+        ends = (seen.low, seen.high)
+        if how.method == "percentile":
+            ends = seen.percentile_range(how.percentile)
+        elif how.method == "ema":
+            ends = seen.averaged_range(how.decay)
         largest = max(-ends[0], ends[1])
         return ScaledFloat(NAMED[fmt.name], largest / NAMED[fmt.name].largest if largest > 0 else 1.0)
 
