@@ -16,6 +16,7 @@ from haq.edges.validation import one_line
 from haq.experiment.config import ExperimentConfig
 from haq.experiment.experiment import Experiment
 from haq.quant.nested import joined
+from haq.trace import prepared_model
 from haq.values.errors import InputError
 from haq.zoo import DataSplits, Split
 
@@ -110,7 +111,7 @@ def live_experiment(
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     experiment = Experiment(config)
-    given: dict[str, Any] = {"model": model.eval(), "given_data": splits}
+    given: dict[str, Any] = {"model": prepared_model(model.eval(), config.model.float_modules), "given_data": splits}
     for key, value in (("metric", metric), ("loss", loss), ("training_step", training_step)):
         if callable(value):
             given[key] = guarded(value, f"{key} = {_label(value)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from haq.modules import prepare
 from haq.quant import QuantizedModel, Quantizer
 from haq.quant.formats.all import coder
 from haq.quant.formats.base import Arrays, Coder, IntegerCodes
@@ -255,7 +256,7 @@ def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Mo
     Raises:
         InputError: the model has other layers or parameters.
     """
-    module = copy.deepcopy(model).eval()
+    module = copy.deepcopy(prepared_like(model, state.tensors)).eval()
     _check_layers(module, state)
     tensors = dict(state.tensors)
     for name in state.folded:
@@ -278,6 +279,17 @@ def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Mo
             target.register_forward_pre_hook(QuantizeInput(layer.input), prepend=True, with_kwargs=True)
     _load(module, tensors)
     return module
+
+
+def prepared_like(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """`model` with packed modules taken apart but those whose own parameters are among `names`, which stayed as they
+    were when these were captured."""
+    known = set(names)
+
+    def keep(name: str, module: nn.Module) -> bool:
+        return all((f"{name}.{own}" if name else own) in known for own, _ in module.named_parameters())
+
+    return prepare(model, keep=keep)
 
 
 def _check_layers(module: nn.Module, state: ModelState) -> None:

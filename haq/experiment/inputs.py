@@ -22,7 +22,7 @@ from haq.problem.budgets import allowed_drop, nearest_to_8_bit, resolved_bound
 from haq.problem.space import SearchSpace, build_space
 from haq.quant import QuantizedModel, resolve
 from haq.quant.nested import pick_device
-from haq.trace import trace
+from haq.trace import prepared_model, trace
 from haq.values.errors import InputError
 from haq.values.network import Network
 from haq.values.policy import Policy
@@ -43,8 +43,8 @@ class Pieces:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The float model, in evaluation mode."""
-        return load_float_model(self.config.model, folder=self.folder)
+        """The float model, in evaluation mode, its packed modules taken apart."""
+        return prepared_model(load_float_model(self.config.model, folder=self.folder), self.config.model.float_modules)
 
     @cached_property
     def data(self) -> DataSplits:

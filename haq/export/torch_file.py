@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -12,16 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from haq.deployed.state import CodedWeight, IntegerWeight, LayerState, ModelState, restore
+from haq.deployed.state import CodedWeight, IntegerWeight, LayerState, ModelState, prepared_like, restore
 from haq.edges.documents import check_file, parse_json, to_json, write_bytes
 from haq.edges.user_code import describe
 from haq.export.packing import Coding
 from haq.quant import Quantizer
 from haq.quant.formats.all import coder, number_format
 from haq.quant.formats.base import Arrays, InputQuantizer
-from haq.quant.formats.half import float_quantizer
+from haq.quant.formats.half import Identity, float_quantizer
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout
+from haq.trace.layers import kind_of
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.policy import Policy
@@ -47,7 +49,8 @@ def state_document(state: ModelState) -> tuple[dict[str, Tensor], dict[str, Any]
     `<layer>.weight_scale.<i>` and, where they are not all zero, `<layer>.weight_zero_point.<i>` (`[rows, 1]`) for each
     block i of rows that share a scale; `<layer>.weight_<array>.<i>` of formats that store arrays of their own, where
     values of fewer than 8 bits are packed as codes are; and the rest of the state dict under its own names. The
-    document: policy, quantization settings, how codes are packed, activation ranges, folded batch norms.
+    document: policy, quantization settings, how codes are packed, activation ranges, folded batch norms, and (schema
+    version 3) which tensors are those of another name and stored once.
     """
     tensors = {name: _stored(name, tensor, state) for name, tensor in state.tensors.items()}
     packed: dict[str, Any] = {}
@@ -64,13 +67,17 @@ def state_document(state: ModelState) -> tuple[dict[str, Tensor], dict[str, Any]
                 tensors[f"{name}.{_ZERO}.{index}"] = _narrowest(zero).contiguous()
         if coding is not None:
             packed[name] = {**asdict(coding), "shapes": [list(codes.shape) for codes, _, _ in layer.weight.blocks]}
+    same = _equal_ones(tensors)
+    for name in same:
+        del tensors[name]
     document = {
-        "schema_version": 2,
+        "schema_version": 3 if same else 2,
         "policy": state.policy.to_doc(),
         "quantization": state.quantization.model_dump(mode="json"),
         "inputs": {name: _quantizer_doc(layer.input) for name, layer in state.layers.items()},
         "folded_batch_norms": list(state.folded),
         "packed": packed,
+        "same": same,
     }
     return tensors, document
 
@@ -113,11 +120,31 @@ def restored(
         InputError: damaged, or of another model than `model`; names `source`.
     """
     try:
+        tensors |= {name: tensors[twin] for name, twin in document.get("same", {}).items()}
+        model = prepared_like(model, tensors)
         return restore(model, _state(model, document, tensors))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(f"{source}: damaged: {describe(error)}; export it anew") from error
+
+
+def _equal_ones(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> an earlier one that has the same content: what layers of one weight hold."""
+    found: dict[str, str] = {}
+    firsts: list[tuple[str, Tensor]] = []
+    for name, tensor in tensors.items():
+        shaped = name.partition(f".{CODES}")[1] or f".{SCALE}." in name or tensor.dim() > 1
+        twin = next((key for key, other in firsts if _equal(tensor, other)), None) if shaped else None
+        if twin is not None:
+            found[name] = twin
+        elif shaped:
+            firsts.append((name, tensor))
+    return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def _narrowest(codes: Tensor) -> Tensor:
@@ -133,15 +160,14 @@ def _stored(name: str, tensor: Tensor, state: ModelState) -> Tensor:
 
 
 def _state(model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor]) -> ModelState:
-    if document.get("schema_version") not in (1, 2):
-        raise InputError(f"schema_version {document.get('schema_version')!r} is unknown; this haq reads 1 and 2")
+    if document.get("schema_version") not in (1, 2, 3):
+        raise InputError(f"schema_version {document.get('schema_version')!r} is unknown; this haq reads 1 to 3")
     quantization = QuantizationConfig.model_validate(document["quantization"])
     layers = {}
     for name, precision in Policy.from_doc(document["policy"]).items():
-        packing = document["packed"].get(name) if document["schema_version"] == 2 else None
+        packing = document["packed"].get(name) if document["schema_version"] > 1 else None
         stored = _take_weight(model, name, precision, tensors, quantization, packing)
-        read = number_format(precision.activation).from_doc(document["inputs"][name], precision.activation)
-        layers[name] = LayerState.of(precision, stored, read)
+        layers[name] = LayerState.of(precision, stored, _read(model, name, precision, document["inputs"][name]))
     return ModelState(layers, tensors, tuple(document["folded_batch_norms"]), quantization)
 
 
@@ -223,3 +249,11 @@ def _take_coded(name: str, layout: WeightLayout, fmt: Format, tensors: dict[str,
 def _quantizer_doc(quantizer: Quantizer) -> dict[str, Any]:
     assert isinstance(quantizer, InputQuantizer)
     return quantizer.to_doc()
+
+
+def _read(model: nn.Module, layer: str, precision: Precision, doc: dict[str, Any]) -> Quantizer:
+    """What quantizes a layer's input; a table reads indices, whatever its activation format."""
+    kind = kind_of(model.get_submodule(layer))
+    if kind is not None and kind.gathers:
+        return Identity()
+    return number_format(precision.activation).from_doc(doc, precision.activation)

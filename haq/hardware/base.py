@@ -19,6 +19,7 @@ from haq.hardware.profile import HardwareProfile
 from haq.hardware.sections import OP_CLASSES, AlignmentRow, ConversionRow, KindSection, operation
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
+from haq.values.kinds import KINDS
 from haq.values.network import FloatPart, LayerSpec, Network, Tensor
 from haq.values.trial import METRICS, Cost
 
@@ -259,6 +260,10 @@ class ProfileCostModel(Generic[SectionT]):
 
     def read_weight_bytes(self, layer: LayerSpec, fmt: Format) -> int:
         """What is read of a layer's weights in one call: with the scales, where the format has its own."""
+        if KINDS[layer.kind].gathers:  # only the rows that are looked up
+            rows = self.batch * layer.output_positions // layer.calls
+            count, bits = fmt.codes(rows, layer.weight_shape[1])
+            return packed_bytes(count, bits, word_bits=self.profile.packing.word_bits)
         scales = self._parameter_bytes(layer, fmt) if fmt.family.is_ordered else 0
         return self.weight_bytes(layer, fmt) + scales
 

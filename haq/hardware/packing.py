@@ -32,6 +32,8 @@ def packed_bytes(elements: int, bits: int, *, word_bits: int | None = None) -> i
 
 def weight_bytes(layer: LayerSpec, fmt: Format, *, word_bits: int | None = None, pad_rows: bool = False) -> int:
     """Bytes of a layer's packed weights; with `pad_rows` each output channel starts on a new word."""
+    if not layer.params:
+        return 0
     count, bits = fmt.codes(*_matrix(layer))
     count += layer.params % layer.out_channels
     if not pad_rows:
@@ -47,6 +49,8 @@ def parameter_bytes(
     A group lies within one output channel, and the last one may be shorter. A format that says itself what it stores
     beside its codes goes before the settings; floats have neither scale nor zero point.
     """
+    if not layer.params:
+        return 0
     own = fmt.parameter_bytes(*_matrix(layer))
     if own is not None:
         return own
@@ -76,7 +80,7 @@ def misfit(layer: LayerSpec, fmt: Format) -> str | None:
 
 def _matrix(layer: LayerSpec) -> tuple[int, int]:
     """Output channels, and the weights of each."""
-    return layer.out_channels, layer.params // layer.out_channels
+    return layer.out_channels, prod(layer.weight_shape) // layer.out_channels
 
 
 def aligned_macs(layer: LayerSpec, *, in_channels: int, out_channels: int) -> float:
@@ -106,6 +110,8 @@ class Gemm(NamedTuple):
 def gemm(layer: LayerSpec) -> Gemm:
     """The matrix products of a layer for one sample: im2col for convolutions, col2im for transposed ones."""
     inner, outer, window = layer.in_channels // layer.groups, layer.out_channels // layer.groups, prod(layer.kernel)
+    if KINDS[layer.kind].gathers:
+        return Gemm(1, layer.output_positions, 0, layer.weight_shape[1])
     if KINDS[layer.kind].transposed:
         return Gemm(layer.groups, layer.input_elements // layer.in_channels, inner, outer * window)
     return Gemm(layer.groups, layer.output_positions, inner * window, outer)

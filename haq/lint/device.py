@@ -42,7 +42,7 @@ def alignment(context: Context) -> Iterator[Finding]:
 
 def _as_fast(context: Context, layer: LayerSpec, precision: Precision) -> int:
     """The most output channels that the layer could have in the time that it takes."""
-    if layer.groups > 1 or KINDS[layer.kind].transposed:
+    if layer.groups > 1 or KINDS[layer.kind].transposed or KINDS[layer.kind].gathers:
         return layer.out_channels
     wanted, most = context.latency(layer, precision), layer.out_channels
     for channels in range(layer.out_channels + 1, layer.out_channels + _MOST_CHANNELS):

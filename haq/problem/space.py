@@ -13,7 +13,7 @@ from typing import Protocol
 from haq.problem.settings import SpaceConfig
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
-from haq.values.kinds import module_names
+from haq.values.kinds import KINDS, module_names
 from haq.values.network import LayerSpec, Network
 from haq.values.policy import Policy
 
@@ -129,7 +129,7 @@ def build_space(network: Network, config: SpaceConfig, cost_model: Capabilities)
         raise InputError(f"the model has no layer to quantize ({module_names()})")
     _check_names(network, config)
     _check_formats(network, config, cost_model)
-    ties = _merged((group for group in config.ties), network)
+    ties = _merged((*config.ties, *network.shared_weights), network)
     activation_ties = _merged(_device_ties(network, cost_model), network)
     choices = {layer.name: _choices(layer, network, config, cost_model) for layer in network.layers}
     choices = _agreed(choices, ties, activation_ties)
@@ -220,7 +220,13 @@ def _choices(layer: LayerSpec, network: Network, config: SpaceConfig, device: Ca
             f"layer {layer.name!r}: no choice is left: space.{key} asks for {_shown(sorted(set(asked)))}, "
             f"{device.name} supports {_shown(supported)} for it; add one of these"
         )
-    return choices
+    return _widest(choices) if KINDS[layer.kind].gathers else choices
+
+
+def _widest(choices: tuple[Precision, ...]) -> tuple[Precision, ...]:
+    """Of each weight format, the choice with the most activation bits: nothing measures what a table's output loses."""
+    widest = {choice.weight: choice for choice in sorted(choices, key=lambda choice: choice.activation.bits)}
+    return tuple(choice for choice in choices if choice in widest.values())
 
 
 def _device_ties(network: Network, device: Capabilities) -> Iterable[tuple[str, ...]]:

@@ -114,7 +114,9 @@ def foldable_batch_norms(
     def wrote(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             calls[name] += 1
-            if isinstance(output, Tensor) and (channel_axis(module, output) == 1):
+            kind = kind_of(module)
+            gathers = kind is not None and kind.gathers
+            if isinstance(output, Tensor) and channel_axis(module, output) == 1 and not gathers:
                 readers.watch(output)
                 outputs[name] = output
 

@@ -15,6 +15,7 @@ from haq.quant.formats.half import Identity, float_quantizer
 from haq.quant.histogram import Histogram
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightLayout, WeightQuantizer
+from haq.trace.layers import kind_of
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 
@@ -45,6 +46,8 @@ class QuantizedLayer:
         precision: the formats in use.
         seen: what the module read during calibration, over all its calls.
         reads_shared: whether another layer reads the same tensor.
+        gathers: whether it reads indices, which have no format, and adds no bias.
+        called: whether calibration reached it.
     """
 
     def __init__(self, name: str, module: nn.Module, *, quantization: QuantizationConfig, cache: InputCache) -> None:
@@ -58,9 +61,12 @@ class QuantizedLayer:
         self.module = module
         self.precision = FLOAT
         self.seen = Histogram()
+        kind = kind_of(module)
+        self.gathers = kind is not None and kind.gathers
+        self.called = False
         self.reads_shared = False
         self.batch_norm: FoldedBatchNorm | None = None
-        self._float = (weight, module._parameters.get("bias"))
+        self._float = (weight, module._parameters.setdefault("bias", None))
         self._quantization = quantization
         self._cache = cache
         self._weight_quantizers: dict[Format, WeightQuantizer] = {}
@@ -125,6 +131,8 @@ class QuantizedLayer:
 
     def input_quantizer(self, fmt: Format) -> Quantizer:
         """The calibrated quantizer of what the layer reads."""
+        if self.gathers:
+            return Identity()
         if fmt not in self._input_quantizers:
             self._input_quantizers[fmt] = calibrate_activation(
                 self.seen,
@@ -138,7 +146,9 @@ class QuantizedLayer:
         return self._input_quantizers[fmt]
 
     def shift_bias(self, shift: Tensor) -> None:
-        """Add `shift`, `[out_channels]`, to the bias in use, until the next `apply`."""
+        """Add `shift`, `[out_channels]`, to the bias in use, until the next `apply`; a table has none."""
+        if self.gathers:
+            return
         bias = self.module._parameters.get("bias")
         shifted = shift if bias is None else bias.detach() + shift
         self.module._parameters["bias"] = nn.Parameter(shifted, requires_grad=False)

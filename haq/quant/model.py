@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.quant.batch_norm import FoldedBatchNorm, foldable_batch_norms
+from haq.quant.choice import check_no_twins, copy_of, layer_names, prepared_for
 from haq.quant.formats.base import Quantizer
 from haq.quant.layers import FLOAT, InputCache, QuantizedLayer
 from haq.quant.nested import call_model, pick_device, to_device
 from haq.quant.settings import QuantizationConfig
 from haq.quant.weights import WeightQuantizer
-from haq.trace.layers import is_layer
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
 from haq.values.kinds import module_names
@@ -101,14 +100,15 @@ class QuantizedModel:
     ) -> None:
         self.quantization = resolve(quantization or QuantizationConfig())
         self.device = pick_device(device)
-        self.module = _copy(model, self.device)
+        layers = None if layers is None else list(layers)
+        self.module = copy_of(prepared_for(model, layers), self.device)
         self.policy: Policy | None = None
         self.calibration: tuple[Any, ...] = tuple(self.to_device(inputs) for inputs, _ in calibration)
         if not self.calibration:
             raise InputError("no calibration data; give at least one batch of inputs and targets")
         cache = InputCache()
-        names = _layer_names(self.module, layers)
-        _check_no_twins(self.module, names)
+        names = layer_names(self.module, layers)
+        check_no_twins(self.module, names)
         self._layers = {
             name: QuantizedLayer(name, self.module.get_submodule(name), quantization=self.quantization, cache=cache)
             for name in names
@@ -217,6 +217,11 @@ class QuantizedModel:
 
         def hook_for(layer: QuantizedLayer) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+                layer.called = True
+                if layer.gathers:
+                    self.input_shapes.setdefault(layer.name, torch.Size())
+                    reads[layer.name].append(layer.name)
+                    return
                 x = args[0] if args else kwargs["input"]
                 known = readers.get(id(x))
                 if known is not None and known[0]() is x:
@@ -251,7 +256,7 @@ class QuantizedModel:
             self.input_leaders[name] = leaders[0] if same else name
 
     def _drop_uncalled(self, *, required: bool) -> None:
-        uncalled = [name for name, layer in self._layers.items() if not layer.seen.updates]
+        uncalled = [name for name, layer in self._layers.items() if not layer.called]
         if required and uncalled:
             raise InputError(
                 f"layers never called on the calibration data: {', '.join(uncalled)}; leave them out of the layers"
@@ -272,42 +277,3 @@ def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean.clone(), norm.running_var.clone()
-
-
-def _copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy in evaluation mode with buffers of its own, and with the parameters of `model` if they are on `device`."""
-    parameters = list(model.parameters())
-    shared = all(parameter.device == device for parameter in parameters)
-    memo = {id(parameter): parameter for parameter in parameters} if shared else {}
-    return copy.deepcopy(model, memo).to(device).eval()
-
-
-def _check_no_twins(module: nn.Module, names: Iterable[str]) -> None:
-    """Formats belong to a module; one that shares another's weight would stay in float unnoticed."""
-    quantizable = {name: child for name, child in module.named_modules() if is_layer(child)}
-    for name in names:
-        twins = [
-            other
-            for other, child in quantizable.items()
-            if child is not quantizable[name] and child._parameters.get("weight") is quantizable[name].weight
-        ]
-        if twins:
-            raise InputError(
-                f"layer {name!r}: its weight is also that of {', '.join(twins)}; call one module several times "
-                "instead, or give each a weight of its own"
-            )
-
-
-def _layer_names(module: nn.Module, names: Iterable[str] | None) -> list[str]:
-    found = {name for name, child in module.named_modules() if is_layer(child)}
-    order = [name for name, _ in module.named_modules()]
-    if names is None:
-        return [name for name in order if name in found]
-    wanted = list(names)
-    unknown = [name for name in wanted if name not in found]
-    if unknown:
-        raise InputError(
-            f"not a {module_names()} of the model: {', '.join(unknown)}; it has "
-            f"{', '.join(name for name in order if name in found)}"
-        )
-    return wanted

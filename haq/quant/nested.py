@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from haq.modules import plain_paths
 from haq.values.errors import InputError
 
 
@@ -38,11 +39,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call with a tensor, with a tuple or list as positional, or with a dict as keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+    with plain_paths():
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple | list):
+            return model(*inputs)
+        return model(inputs)
 
 
 def pick_device(name: str) -> torch.device:

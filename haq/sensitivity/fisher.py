@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from haq.quant.batch_norm import foldable_batch_norms
 from haq.quant.model import QuantizedModel
@@ -100,7 +100,9 @@ class _Remaining:
 
     def __init__(self, model: QuantizedModel, compensation: Compensation) -> None:
         self._layers = model.layers
-        self._centred = set(model.layers) if compensation == "bias" else set()
+        self._centred = {name for name, layer in model.layers.items() if not isinstance(layer, nn.Embedding)}
+        if compensation != "bias":
+            self._centred = set()
         self._normalised: set[str] = set()
         if compensation == "batch_norm":
             sample = map_tensors(lambda tensor: tensor[:1], model.calibration[0])

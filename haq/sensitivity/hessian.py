@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from haq.quant.formats.half import Identity
 from haq.quant.model import QuantizedModel
 from haq.sensitivity.base import Batches, Formats, Loss, Progress, Scores
 from haq.sensitivity.local import KINDS, LayerCall, Totals, float_model, float_weight, on_each_call, steps, weight_in
@@ -109,8 +110,9 @@ def _input_errors(model: QuantizedModel, formats: Formats, batches: Batches) -> 
     def visit(call: LayerCall, output: Tensor) -> None:
         if call.layer in formats:
             for fmt in formats[call.layer][1]:
-                error = model.activation_quantizer(call.layer, fmt)(call.input) - call.input
-                sums[call.layer, fmt] += float(error.square().sum())
+                quantizer = model.activation_quantizer(call.layer, fmt)
+                exact = isinstance(quantizer, Identity)
+                sums[call.layer, fmt] += 0.0 if exact else float((quantizer(call.input) - call.input).square().sum())
 
     with torch.no_grad(), on_each_call(model, visit):
         for batch in steps(model, batches, None):
@@ -129,7 +131,9 @@ def _leaves(model: QuantizedModel, layers: Iterable[str]) -> Iterator[dict[str, 
 
     def hook_for(layer: str) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x = args[0] if args else kwargs["input"]
+            x = args[0] if args else kwargs.get("input")
+            if x is None or not x.is_floating_point():  # a table reads indices
+                return None
             leaf = torch.zeros_like(x, requires_grad=True)
             inputs[layer].append(leaf)
             return ((x + leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "input": x + leaf})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from haq.quant.formats.base import Quantizer
+from haq.quant.formats.half import Identity
 from haq.quant.model import QuantizedModel
 from haq.quant.nested import tensors_in
 from haq.sensitivity.base import Batches, Formats, Progress, Scores
@@ -90,8 +91,10 @@ class LayerCall:
     @torch.no_grad()
     def replay(self, *, weight: Tensor | None = None, quantizer: Quantizer | None = None) -> Tensor:
         """The layer's output with another weight, or with its input quantized."""
-        x = self.input if quantizer is None else quantizer(self.input)
-        args, kwargs = ((x, *self.args[1:]), self.kwargs) if self.args else ((), {**self.kwargs, "input": x})
+        args, kwargs = self.args, self.kwargs
+        if quantizer is not None and not isinstance(quantizer, Identity):
+            x = quantizer(self.input)
+            args, kwargs = ((x, *args[1:]), kwargs) if args else ((), {**kwargs, "input": x})
         # The class's own forward: the hooks of the module are for the model's calls, not for this one.
         with _holding(self.module, weight):
             output = self.module.forward(*args, **kwargs)

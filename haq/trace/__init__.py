@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from haq.trace.capture import trace
+from haq.trace.capture import prepared_model, trace
 
-__all__ = ["trace"]
+__all__ = ["prepared_model", "trace"]

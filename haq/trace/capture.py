@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from haq.modules import plain_paths, prepare
 from haq.trace.graph import build_network
 from haq.trace.layers import is_layer
 from haq.trace.leftovers import held_tensors
@@ -57,7 +58,8 @@ def trace(
         InputError: one line that names the module and what to do: it computes with weights outside the layers above,
             cannot be captured, has uninitialised parameters, or has no layer to quantize.
     """
-    inputs = _check(model, example_inputs, example_kwargs or {}, float_modules)
+    given, model = model, prepared_model(model, float_modules)
+    inputs = _check(model, given, example_inputs, example_kwargs or {}, float_modules)
     batch = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)).shape[0]
     program = export_program(model, *inputs)
     _inline_regions(program.graph_module)
@@ -78,8 +80,19 @@ def trace(
     return network
 
 
+def prepared_model(model: nn.Module, float_modules: Sequence[str] = ()) -> nn.Module:
+    """What is traced: `model` with its packed modules taken apart, apart from those that stay in float."""
+    names = ModelNames(model, float_modules)
+
+    def keep(name: str, module: nn.Module) -> bool:
+        own = (f"{name}.{parameter}" if name else parameter for parameter, _ in module.named_parameters())
+        return names.is_float(name, *own)
+
+    return prepare(model, keep=keep)
+
+
 def _check(
-    model: nn.Module, inputs: Any, kwargs: Mapping[str, Any], float_modules: Sequence[str]
+    model: nn.Module, given: nn.Module, inputs: Any, kwargs: Mapping[str, Any], float_modules: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if is_layer(model):
         raise InputError(
@@ -103,7 +116,7 @@ def _check(
                 f"parameter {name!r} of {type(model).__name__} is not initialised yet; "
                 "run the model once on an example input before tracing it"
             )
-    unknown = [pattern for pattern in float_modules if not _matches_something(model, pattern)]
+    unknown = [p for p in float_modules if not (_matches_something(given, p) or _matches_something(model, p))]
     if unknown:
         raise InputError(
             f"float_modules: {unknown[0]!r} matches no module and no parameter of {type(model).__name__}; "
@@ -123,7 +136,7 @@ def export_program(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, 
     Raises:
         InputError: `torch.export` cannot capture it; names the module and the line.
     """
-    with _unchanged(model), _quiet():
+    with _unchanged(model), _quiet(), plain_paths():
         for module in model.modules():
             module.training = False  # not eval(): a model's own train() may do more than set flags
         try:

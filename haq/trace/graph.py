@@ -16,6 +16,7 @@ from haq.trace.leftovers import Leftovers
 from haq.trace.memory import Memory, Storage, Value
 from haq.trace.names import ModelNames
 from haq.values.errors import InputError
+from haq.values.kinds import KINDS
 from haq.values.network import FLOAT_WRITER, Join, LayerSpec, Network, Tensor
 
 
@@ -74,7 +75,14 @@ class _Walk:
             Tensor(name, value.producer, tuple(consumers), value.elements)
             for name, (value, consumers) in self._reads.items()
         )
-        return Network(tuple(self._layers.values()), tensors, tuple(self._joins), self._memory.steps)
+        shared = self._names.shared_weights(self._layers)
+        for group in shared:  # counted once: by the first that multiplies with it
+            counts = next(name for name in group if not KINDS[self._layers[name].kind].gathers)
+            for name in group:
+                if name != counts:
+                    self._layers[name] = replace(self._layers[name], params=0)
+        layers = tuple(self._layers.values())
+        return Network(layers, tensors, tuple(self._joins), self._memory.steps, shared_weights=shared)
 
     def refuse_unsupported(self) -> None:
         if self._unsupported:
@@ -181,30 +189,32 @@ class _Walk:
     # Layers
 
     def _called_layer(self, node: Node) -> str | None:
-        if ops.op_name(node) not in ops.LAYER_OPS:
+        operands = ops.layer_operands(node)
+        if operands is None:
             return None
-        _, weight, *_ = node.args
         scope = self._names.scope(node)
-        layer = self._names.layer(scope, self._verbatim.get(weight) if isinstance(weight, Node) else None)
+        layer = self._names.layer(scope, self._verbatim.get(operands[1]))
         return None if layer is None or self._names.is_float(scope, layer) else layer
 
     def _call_layer(self, node: Node, name: str) -> None:
-        data = self._module_input(node)
+        operands = ops.layer_operands(node)
+        assert operands is not None  # a node that calls a layer
+        data = self._module_input(node, operands[0])
         value = self.values.get(data)
         batched = value is not None and value.batched
         batch = self._batch if batched else None
         call = describe_call(name, self._names.module(name), _shape(data), _shape(node), batch=batch)
         self.calls[node] = name
         self._layers[name] = add_call(self._layers[name], call) if name in self._layers else call
-        if value is not None:
+        if value is not None and value.numeric:
             self._reads.setdefault(value.name, (value, {}))[1][name] = None
         storage = self._memory.allocate(node, name, call.output_elements, step=name)
         written = self._memory.position(node)
         self.values[node] = Value(node.name, name, written, call.output_elements, batched, True, storage)
 
-    def _module_input(self, node: Node) -> Node:
+    def _module_input(self, node: Node, data: Node) -> Node:
         """What the module itself reads: before any padding or cast that it does on its own (`padding_mode`)."""
-        data, call = node.all_input_nodes[0], _call_key(node)
+        call = _call_key(node)
         while data.op == "call_function" and _call_key(data) == call:
             sources = [source for source in data.all_input_nodes if source in self.values]
             if len(sources) != 1:

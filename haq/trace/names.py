@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.fx import Node
 
-from haq.trace.layers import is_layer
+from haq.trace.layers import is_layer, kind_of
 from haq.values.kinds import module_names
 
 _REPEATED_CALL = re.compile(r"@\d+")
@@ -27,10 +27,10 @@ class ModelNames:
         self._model = model
         self._float = tuple(float_modules)
         self._first: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-        self._layer_of_weight: dict[int, str] = {}
+        self._layer_of_weight: dict[tuple[int, bool], str] = {}
         for name, module in model.named_modules():
             if is_layer(module):
-                self._layer_of_weight.setdefault(id(module._parameters.get("weight")), name)
+                self._layer_of_weight.setdefault(_weight_key(module), name)
 
     def scope(self, node: Node) -> str:
         """The first qualified name of the innermost module that runs `node`."""
@@ -56,7 +56,14 @@ class ModelNames:
         if parameter is None or not is_layer(module):
             return None
         own = module._parameters.get("weight")
-        return self._layer_of_weight[id(own)] if own is self._model.get_parameter(parameter) else None
+        return self._layer_of_weight[_weight_key(module)] if own is self._model.get_parameter(parameter) else None
+
+    def shared_weights(self, layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        """Groups of these layers that hold one weight, which some look up and others multiply with."""
+        groups: dict[int, list[str]] = {}
+        for name in layers:
+            groups.setdefault(_weight_key(self._model.get_submodule(name))[0], []).append(name)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
     def describe(self, module_name: str) -> str:
         kind = type(self._model.get_submodule(module_name)).__name__
@@ -78,3 +85,9 @@ class ModelNames:
             f"{described} multiplies with its parameter {', '.join(parameters)} in {operator}, which no "
             f"quantized layer reaches; rewrite it so that its forward calls {module_names()} modules, or {accept}"
         )
+
+
+def _weight_key(layer: nn.Module) -> tuple[int, bool]:
+    """Identity of the weight, and whether it is looked up: a table and a matrix of one weight are two layers."""
+    kind = kind_of(layer)
+    return id(layer._parameters.get("weight")), kind is not None and kind.gathers

@@ -12,7 +12,17 @@ from torch.fx import Node
 from haq.values.kinds import OPERATORS
 
 LAYER_OPS = frozenset(OPERATORS)
-"""The operators that the quantizable modules call: `(data, weight, ...)`."""
+"""The operators that the quantizable modules call."""
+
+
+def layer_operands(node: Node) -> tuple[Node, Node] | None:
+    """Data and weight of a call of a layer; `None` where the operator is none of a layer."""
+    kind = OPERATORS.get(op_name(node))
+    if kind is None:
+        return None
+    data, weight = node.args[1::-1] if kind.gathers else node.args[:2]
+    return (data, weight) if isinstance(data, Node) and isinstance(weight, Node) else None
+
 
 _ATTENTION = "scaled_dot_product_attention"
 _PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "vdot", "inner", "tensordot", "einsum", "linalg_multi_dot")

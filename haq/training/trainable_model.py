@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from haq.quant.choice import prepared_for
 from haq.quant.formats.base import Quantizer
 from haq.quant.layers import FLOAT
 from haq.quant.model import QuantizedModel
@@ -74,7 +75,7 @@ class TrainableModel:
         _check(quantized, scheme, ternary)
         self._quantized = quantized
         self._choice = Choice(scheme, ternary)
-        self.module = copy.deepcopy(model).to(quantized.device)
+        self.module = copy.deepcopy(prepared_for(model, quantized.layers)).to(quantized.device)
         self._channels_last = any(isinstance(child, nn.Conv2d) for child in self.module.modules())
         if self._channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

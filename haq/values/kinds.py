@@ -16,6 +16,8 @@ class OperatorKind:
         operator: the ATen operator that it calls.
         spatial: dimensions that a kernel moves over; 0 without one.
         transposed: whether output channels lie along dimension 1 of the weight, by group, and inputs are scattered.
+        gathers: whether it looks rows of its weight up, by indices, and multiplies nothing: it reads no activations,
+            and its activation format is only that in which its output is written.
     """
 
     name: str
@@ -23,6 +25,7 @@ class OperatorKind:
     operator: str
     spatial: int = 0
     transposed: bool = False
+    gathers: bool = False
 
     @property
     def is_linear(self) -> bool:
@@ -36,6 +39,7 @@ def _kinds() -> Iterable[OperatorKind]:
     for dims in (1, 2, 3):
         yield OperatorKind(f"conv_transpose{dims}d", f"ConvTranspose{dims}d", f"conv_transpose{dims}d", dims, True)
     yield OperatorKind("linear", "Linear", "linear")
+    yield OperatorKind("embedding", "Embedding", "embedding", gathers=True)
 
 
 KINDS: dict[str, OperatorKind] = {kind.name: kind for kind in _kinds()}

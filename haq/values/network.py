@@ -18,7 +18,7 @@ class LayerSpec:
         kind: a name in `haq.values.kinds.KINDS`.
         weight_shape: as torch stores it.
         macs: multiply-accumulates.
-        params: weight elements (bias apart).
+        params: weight elements (bias apart); 0 where the weight is that of a layer that counts it.
         bias_elements: elements of the bias, 0 without one.
         input_shape: of one sample, batch dimension left out, at the first call.
         output_shape: likewise.
@@ -66,8 +66,8 @@ class LayerSpec:
 
     @property
     def output_positions(self) -> int:
-        """Output elements per output channel: pixels of a convolution, rows of a linear layer (over all calls)."""
-        return self.output_elements // self.out_channels
+        """Output elements per output channel: pixels of a convolution, rows of a linear layer or table (all calls)."""
+        return self.output_elements // (self.weight_shape[1] if KINDS[self.kind].gathers else self.out_channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,8 @@ class Network:
     joins: tuple[Join, ...] = ()
     steps: tuple[Step, ...] = ()
     float_parts: tuple[FloatPart, ...] = ()
+    shared_weights: tuple[tuple[str, ...], ...] = ()
+    """Groups of layers of unlike kinds that hold one weight (an embedding and the output layer): they must agree."""
 
     def __getitem__(self, name: str) -> LayerSpec:
         for layer in self.layers:
@@ -233,4 +235,5 @@ class Network:
             tuple(Join(**{**row, "others": pairs(row["others"])}) for row in doc["joins"]),
             tuple(Step(row["name"], pairs(row["live"])) for row in doc["steps"]),
             tuple(FloatPart(**row) for row in doc.get("float_parts", ())),
+            tuple(tuple(group) for group in doc.get("shared_weights", ())),
         )

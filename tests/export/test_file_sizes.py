@@ -58,7 +58,7 @@ class Tokens(nn.Module):
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.inner, self.head = nn.Embedding(60, 24), nn.Linear(24, 24), nn.Linear(24, 60, bias=False)
+        self.tokens, self.inner, self.head = nn.Embedding(60, 64), nn.Linear(64, 64), nn.Linear(64, 60, bias=False)
         self.head.weight = self.tokens.weight
 
     def forward(self, ids):
@@ -153,6 +153,8 @@ def quantized(name: str, policy: Callable[[tuple[str, ...]], Policy]):
     settings = QuantizationConfig(batch_norm="fold", calibration_samples=4)
     found = QuantizedModel(model, quantization=settings, calibration=[(x, None)], layers=network.layer_names)
     chosen = policy(network.layer_names)
+    for group in network.shared_weights:
+        chosen = Policy({**chosen, **dict.fromkeys(group, chosen[group[0]])})
     found.apply(chosen)
     report = cost_report(network, build_cost_model(load_profile("bitfusion")), chosen)
     return model, found, x, report.totals["size_bytes"]

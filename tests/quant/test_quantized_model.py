@@ -213,9 +213,6 @@ def test_input_errors_name_the_remedy(net, batches):
         QuantizedModel(net, calibration=batches).quantized_weight("spare", Format.integer(8))
     with pytest.raises(InputError, match="nothing to quantize"):
         QuantizedModel(nn.ReLU(), calibration=batches)
-    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)))
-    with pytest.raises(InputError, match="layer '0': its weight is computed by a parametrization"):
-        QuantizedModel(normed, calibration=[(torch.randn(4, 2, 6, 6), None)])
 
 
 def test_inputs_may_be_a_tuple_or_a_dict():

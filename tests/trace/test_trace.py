@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from haq.trace import trace
@@ -417,9 +416,11 @@ def test_token_ids_keyword_mask_tied_embedding_and_dict_output() -> None:
         head=head,
     )
     network = trace(model, torch.zeros(2, 5, dtype=torch.int64), example_kwargs={"mask": torch.ones(2, 5)})
-    assert reads(network) == {"fc": (None, 20), "head": ("fc", 20)}
+    assert reads(network) == {"fc": ("embed", 20), "head": ("fc", 20)}
     assert network.macs == 5 * (16 + 40)
-    assert network.joins == ()
+    assert [(join.kind, join.owner, join.others) for join in network.joins] == [("mul", "embed", ((None, 5),))]
+    assert network.shared_weights == (("embed", "head"),)
+    assert (network["embed"].params, network["head"].params, network.params) == (0, 40, 56)
 
 
 def test_several_inputs_of_which_one_has_no_batch() -> None:
@@ -554,23 +555,16 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 # What cannot be quantized
 
 
-def test_multi_head_attention_names_the_module_and_can_be_left_in_float() -> None:
+def test_multi_head_attention_is_taken_apart_and_can_be_left_in_float() -> None:
     model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(2, 5, 8)
-    message = r"module 'self_attn' \(MultiheadAttention\) .* self_attn.in_proj_weight .* nn.Linear.*float_modules"
-    with pytest.raises(InputError, match=message):
-        trace(model, x)
+    split = [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
+    assert trace(model, x).layer_names == (*split, "linear1", "linear2")
     assert trace(model, x, float_modules=["self_*"]).layer_names == ("linear1", "linear2")
 
 
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
-        pytest.param(
-            Functional(lambda m, x: m.fc(m.rnn(x)[0]), rnn=nn.LSTM(4, 4), fc=nn.Linear(4, 2)),
-            (3, 4),
-            r"module 'rnn' \(LSTM\) .*rnn.weight_ih_l0 in lstm.*float_modules=\['rnn'\]",
-            id="lstm",
-        ),
         pytest.param(
             Functional(
                 lambda m, x: m.fc(x) @ m.mix + F.linear(x, m.table.weight),
@@ -587,18 +581,6 @@ def test_multi_head_attention_names_the_module_and_can_be_left_in_float() -> Non
             (4,),
             r"the model itself .* fc.weight in linear",
             id="weight_of_a_layer_that_is_not_called",
-        ),
-        pytest.param(
-            nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))),
-            (4,),
-            r"module '0' .*computes from 0.parametrizations.weight.original0.*remove_parametrizations",
-            id="weight_norm",
-        ),
-        pytest.param(
-            nn.Sequential(parametrizations.spectral_norm(conv(1, 4))),
-            (1, 4, 4),
-            r"module '0' .*computes from 0.parametrizations.weight.original,? ?.*remove_parametrizations",
-            id="spectral_norm",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from haq.export.onnx.activations import (
 )
 from haq.export.onnx.graph import Graph
 from haq.export.onnx.outputs import quantize_outputs
+from haq.export.onnx.tables import share_initializers, share_tables
 from haq.export.onnx.trace import OPSET, trace_marked
 from haq.export.onnx.weights import fold_batch_norms, lower_weights, name_float_layers, name_outputs, split_gemms
 
@@ -64,6 +65,8 @@ def onnx_model(
     quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else bias_tolerance(state))
     split_float_biases(graph)
     name_outputs(graph, state)
+    share_tables(graph)
+    share_initializers(graph)
     result = graph.finish([("", OPSET)])
     result.producer_name = "haq"
     onnx.checker.check_model(result)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from haq.deployed.state import ModelState, QuantizeInput, restore
+from haq.modules import plain_paths
 from haq.quant.formats.half import Identity
 from haq.quant.nested import call_model, map_tensors, tensors_in
 from haq.values.errors import InputError
@@ -157,7 +158,7 @@ def _call(model: nn.Module, state: ModelState, inputs: Any) -> _Call:
 
 def _by_torchscript(module: nn.Module, call: _Call) -> onnx.ModelProto:
     stream = io.BytesIO()
-    with _quiet(), _no_graph_dump(), torch.no_grad():
+    with _quiet(), _no_graph_dump(), plain_paths(), torch.no_grad():
         torch.onnx.export(
             module,
             call.arguments,
@@ -174,7 +175,7 @@ def _by_torchscript(module: nn.Module, call: _Call) -> onnx.ModelProto:
 
 
 def _by_torch_export(module: nn.Module, call: _Call) -> onnx.ModelProto:
-    with _quiet(), torch.no_grad():
+    with _quiet(), plain_paths(), torch.no_grad():
         program = torch.onnx.export(
             module,
             call.arguments,

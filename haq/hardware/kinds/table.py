@@ -28,8 +28,12 @@ def shape_key(layer: LayerSpec) -> str:
     """What decides the cost of one call of a layer, as one word.
 
     Convolutions: `conv2d_i16_o32_k3x3_s1x1_g1_in28x28_out28x28` (input channels, output channels, kernel, stride,
-    groups, spatial input and output size); linear layers: `linear_i512_o10_n1` with n the rows per call and sample.
+    groups, spatial input and output size); linear layers: `linear_i512_o10_n1` with n the rows per call and sample;
+    tables: `embedding_r1000_c64_n16` (rows, channels, rows looked up).
     """
+    if KINDS[layer.kind].gathers:
+        rows, channels = layer.weight_shape
+        return f"{layer.kind}_r{rows}_c{channels}_n{layer.output_positions // layer.calls}"
     if KINDS[layer.kind].is_linear:
         rows = layer.output_positions // layer.calls
         return f"linear_i{layer.in_channels}_o{layer.out_channels}_n{rows}"
@@ -121,7 +125,10 @@ def read_table(path: Path, *, energy: bool = False) -> dict[Key, Entry]:
 
 
 class TableModel(ProfileCostModel[Table]):
-    """Exact look-up by the layer's name, else by its shape; nothing is interpolated."""
+    """Exact look-up by the layer's name, else by its shape; nothing is interpolated.
+
+    An embedding without a row takes no time.
+    """
 
     def check(self) -> None:
         _ = self._table
@@ -144,6 +151,8 @@ class TableModel(ProfileCostModel[Table]):
         for key in (layer.name, shape_key(layer)):
             if (key, precision) in self._table:
                 return self._table[key, precision]
+        if KINDS[layer.kind].gathers:  # a few rows of memory, which measurements of layers leave out
+            return Entry(0.0, 0.0)
         raise InputError(
             f"{self._path}: no row for layer {layer.name!r} ({shape_key(layer)}) in {precision}; "
             "measure it and add the row, or leave the precision out of the space"
