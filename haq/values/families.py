@@ -104,7 +104,7 @@ class Floats(Family):
 class _Coded(Family):
     """Formats whose weights are stored as arrays of their own: codes, and what they are to be multiplied with."""
 
-    exporters = ("torch",)
+    exporters: ClassVar[tuple[str, ...] | None] = ("torch",)
 
 
 class ScaledFloats(_Coded):
@@ -112,6 +112,7 @@ class ScaledFloats(_Coded):
 
     name, known = "scaled float", "fp8_e4m3, fp8_e5m2"
     grammar = "fp8_(e4m3|e5m2)"
+    exporters = ("torch", "onnx")
 
     def bits(self, *parts: str) -> int:
         return 8

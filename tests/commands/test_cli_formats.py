@@ -97,7 +97,7 @@ def test_costs_are_the_bytes_of_the_exported_arrays(run_haq, tmp_path, device, p
     onnx = tmp_path / "m.onnx"
     code, _, error = run_haq("export", policy, "--experiment", experiment, "--format", "onnx", "--out", onnx)
     assert (code, onnx.exists()) == (2, False)
-    assert "--format onnx: layer stem has fp8_e4m3 weights, which it cannot say; use --format torch" in error
+    assert "--format onnx: layer depthwise has pot4 weights, which it cannot say; use --format torch" in error
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "kmeans4", "nf4"])

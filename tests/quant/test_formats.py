@@ -422,6 +422,44 @@ def test_exporters_that_lack_a_format_say_so_and_write_nothing(tmp_path: Path, f
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("weight", "activation"),
+    [("fp8_e4m3", "fp8_e4m3"), ("fp8_e4m3", "fp8_e5m2"), ("fp8_e5m2", "fp16"), ("int8", "fp8_e4m3")],
+)
+def test_onnx_runtime_computes_8_bit_floats(tmp_path: Path, weight: str, activation: str) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2), nn.Flatten(), nn.Linear(294, 11)
+    ).eval()
+    wrapped = quantized(model)
+    wrapped.apply(Policy(dict.fromkeys(("0", "3", "5"), Precision(Format.parse(weight), Format.parse(activation)))))
+    path = tmp_path / "m.onnx"
+    export(wrapped, model, path, inputs=inputs(), format="onnx")
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: inputs().numpy()})
+    with torch.no_grad():
+        expected = wrapped(inputs())
+    difference = (torch.from_numpy(got) - expected).abs()
+    # A value on the edge between two levels, which are 6 % apart, may fall to the other side.
+    assert float(difference.median()) < 1e-3
+    assert float(difference.max()) < 0.1
+
+
+def test_onnx_refuses_scales_of_8_bit_floats_that_it_cannot_say(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = network()
+    wrapped = quantized(model)
+    for activation, message in (
+        ("fp8_e4m3", "layer 2 has fp8_e4m3 weights with a scale for each channel"),
+        ("int8", "layer 0 has fp8_e4m3 weights and reads int8; ONNX Runtime would make 8-bit integers"),
+    ):
+        wrapped.apply(policy("fp8_e4m3", activation))
+        with pytest.raises(InputError, match=message):
+            export(wrapped, model, tmp_path / "m", inputs=inputs(), format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 # --- devices and costs
 
 

@@ -11,6 +11,7 @@ from haq.quant.formats.base import Quantizer
 from haq.quant.formats.binary import Binary
 from haq.quant.formats.half import Cast
 from haq.quant.formats.integer import PerTensorInteger
+from haq.quant.formats.scaled_float import ScaledFloat
 from haq.quant.formats.ternary import Ternary
 
 _PASSED = ("Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Transpose")
@@ -35,6 +36,8 @@ def lower_inputs(graph: Graph, state: ModelState) -> None:
         name = attribute(marker, "layer")
         quantizer = state.layers[name].input
         source, result = marker.input[0], marker.output[0]
+        if isinstance(quantizer, ScaledFloat):
+            continue  # see `float8`
         if isinstance(quantizer, PerTensorInteger):
             nodes: list[NodeProto] = []
             codes = done.get((source, quantizer), "")

@@ -19,6 +19,7 @@ from haq.export.onnx.activations import (
     quantize_biases,
     split_float_biases,
 )
+from haq.export.onnx.float8 import lower_float8
 from haq.export.onnx.graph import Graph
 from haq.export.onnx.outputs import quantize_outputs
 from haq.export.onnx.tables import share_initializers, share_tables
@@ -64,6 +65,7 @@ def onnx_model(
     move_clips(graph)
     quantize_biases(graph, tolerance=HALF_A_STEP if integer_outputs else bias_tolerance(state))
     split_float_biases(graph)
+    lower_float8(graph, state)
     name_outputs(graph, state)
     share_tables(graph)
     share_initializers(graph)

@@ -78,14 +78,18 @@ def name_float_layers(graph: Graph, state: ModelState) -> None:
     """Take the markers off float32 weights; the nodes that read them get their layers' names."""
     for marker in [node for node in graph.nodes if node.op_type == "Weight"]:
         name = attribute(marker, "layer")
-        if state.layers[name].weight is not None or state.layers[name].precision.weight.name in _CASTS:
+        if state.layers[name].stored is not None or state.layers[name].precision.weight.name in _CASTS:
             continue
-        for reader in graph.readers(marker.output[0]):
-            computes = graph.readers(reader.output[0]) if reader.op_type == "Transpose" else [reader]
-            for node in computes:
-                node.name = name
+        _name_readers(graph, marker.output[0], name)
         graph.rename(marker.output[0], marker.input[0])
         graph.replace(marker, [])
+
+
+def _name_readers(graph: Graph, weight: str, name: str) -> None:
+    for reader in graph.readers(weight):
+        computes = graph.readers(reader.output[0]) if reader.op_type == "Transpose" else [reader]
+        for node in computes:
+            node.name = name
 
 
 def name_outputs(graph: Graph, state: ModelState) -> None:
@@ -170,6 +174,9 @@ def lower_weights(
     for marker in [node for node in graph.nodes if node.op_type == "Weight"]:
         name = attribute(marker, "layer")
         layer = state.layers[name]
+        if layer.coded is not None:
+            _name_readers(graph, marker.output[0], name)
+            continue  # see `float8`
         reader = graph.only_reader(marker.output[0])
         turned = reader if reader is not None and reader.op_type == "Transpose" else None
         result = marker.output[0] if turned is None else turned.output[0]
