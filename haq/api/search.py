@@ -23,6 +23,7 @@ from haq.search.strategies import STRATEGIES
 from haq.search.strategy import SearchStrategy
 from haq.values.errors import InputError
 from haq.values.policy import Policy
+from haq.values.rung import Rung
 
 _SUFFIXES = {".onnx": "onnx", ".safetensors": "torch"}
 Progress = Callable[[str, int, int], None]
@@ -123,7 +124,7 @@ class SearchResult:
     def _scored(self) -> Any:
         """The model with the answer applied as its evaluator applies it."""
         rung = self.experiment.config.evaluator.rungs[-1]
-        trains = rung not in ("ptq", "bn")
+        trains = Rung(rung).trains
         holder = self.experiment.fine_tuner.model if trains else self.experiment.quantized
         measured = self.experiment.evaluator("search", rung=rung)(self.policy)
         if not measured.ok:

@@ -18,6 +18,7 @@ from haq.quant import QuantizedModel
 from haq.quant.nested import map_tensors
 from haq.training import TrainableModel
 from haq.values.errors import InputError
+from haq.values.rung import Rung
 
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
@@ -78,7 +79,7 @@ def export_policy(
     if check and chosen.load is None:
         raise InputError(f"--check: {format} is a file for another tool, which has to run it; leave the option out")
     path, rung = policy_file(source), experiment.config.evaluator.rungs[-1]
-    trains = rung not in ("ptq", "bn")
+    trains = Rung(rung).trains
     if not trains:  # trained where it was scored, else where files are written and compared
         evaluator = experiment.config.evaluator.model_copy(update={"device": "cpu"})
         experiment = experiment.at(experiment.config.model_copy(update={"evaluator": evaluator}))

@@ -18,6 +18,7 @@ from haq.commands.terminal import (
     show_export,
 )
 from haq.values.errors import InputError
+from haq.values.rung import Rung
 
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
@@ -66,7 +67,7 @@ def export(
         if experiment is None and overrides:
             raise InputError("--set: overrides keys of an experiment file; add --experiment")
         pieces = experiment_of(experiment, overrides) if experiment else _stored(policy_file(source))
-        trains = pieces.config.evaluator.rungs[-1] not in ("ptq", "bn")
+        trains = Rung(pieces.config.evaluator.rungs[-1]).trains
         bars.stage(f"{'fine-tuning and ' if trains else ''}exporting to {format}")
         document = export_policy(
             pieces,

@@ -22,6 +22,7 @@ from haq.hardware.float_work import coverage_lines
 from haq.report.units import unit_of
 from haq.values.errors import printable
 from haq.values.policy import Policy
+from haq.values.rung import Rung
 
 _PIPE_WIDTH = 160
 
@@ -219,7 +220,7 @@ def show_export(document: dict[str, Any]) -> None:
             table.add_row(layer, row["precision"], row["runs_as"], row["operator"])
         print_out(table)
     measured = document["measurement"]
-    if measured["fidelity"] not in ("ptq", "bn"):
+    if Rung(measured["fidelity"]).trains:
         found = document["search_score"]
         beside = "" if found is None else f", {found:.4g} when it was searched"
         print_out(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from haq.modules import prepare
 from haq.quant import QuantizedModel, Quantizer
+from haq.quant.channel_clip import UPPER, clip_by_channel
 from haq.quant.formats.all import coder
 from haq.quant.formats.base import Arrays, Coder, IntegerCodes
 from haq.quant.formats.half import Identity, float_quantizer
@@ -177,7 +178,8 @@ def capture(quantized: QuantizedModel | TrainableModel) -> ModelState:
 
 def _layer_state(quantized: QuantizedModel, name: str, precision: Precision) -> LayerState:
     quantizer = quantized.weight_quantizer(name, precision.weight)
-    stored = stored_weight(quantizer, quantized.float_weight(name), precision.weight)
+    weight = quantized.repaired.get(name, quantized.float_weight(name))
+    stored = stored_weight(quantizer, weight, precision.weight)
     return LayerState.of(precision, stored, quantized.activation_quantizer(name, precision.activation))
 
 
@@ -262,6 +264,7 @@ def restore(model: nn.Module, state: ModelState, *, hooks: bool = True) -> nn.Mo
     for name in state.folded:
         path, _, child = name.rpartition(".")
         module.get_submodule(path)._modules[child] = nn.Identity()
+    _clip(module, tensors)
     for name, layer in state.layers.items():
         target = module.get_submodule(name)
         if layer.stored is not None:
@@ -290,6 +293,15 @@ def prepared_like(model: nn.Module, names: Iterable[str]) -> nn.Module:
         return all((f"{name}.{own}" if name else own) in known for own, _ in module.named_parameters())
 
     return prepare(model, keep=keep)
+
+
+def _clip(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put clips by channel where the state has bounds of them, in place of the model's ReLU6."""
+    suffix = f".{UPPER}"
+    known = dict(module.named_modules())
+    names = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+    names = [name for name in names if isinstance(known.get(name), nn.ReLU6)]
+    clip_by_channel(module, names, (tensors[f"{name}{suffix}"].numel() for name in names))
 
 
 def _check_layers(module: nn.Module, state: ModelState) -> None:

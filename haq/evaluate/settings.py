@@ -8,16 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from haq.edges.validation import Section
 from haq.training.settings import QATConfig
+from haq.values.rung import PATTERN, Rung
 
-Rung = Annotated[str, Field(pattern=r"^(ptq|bn|shared|qat|qat:[1-9][0-9]*)$")]
-"""`ptq`, `bn`, `shared`, `qat`, or `qat:STEPS`: fine-tuning of so many steps."""
+RungName = Annotated[str, Field(pattern=PATTERN)]
+"""`ptq`, `bn`, `adaround`, `gptq`, `shared`, `qat`, or `qat:STEPS`: fine-tuning of so many steps."""
 
 
 class EvaluatorConfig(Section):
     """How a policy is measured."""
 
-    kind: Literal["ptq", "bn", "qat", "shared"] = "ptq"
-    """After training; with batch norm re-estimated; fine-tuned; with weights trained once for all policies."""
+    kind: Literal["ptq", "bn", "adaround", "gptq", "qat", "shared"] = "ptq"
+    """After training; with batch norm re-estimated; with weights rounded by data; fine-tuned; with weights trained once
+    for all policies."""
     samples: int | None = Field(None, ge=1)
     """Samples of the search split to score on; all when left out."""
     batch_size: int = Field(64, ge=1)
@@ -38,7 +40,7 @@ class EvaluatorConfig(Section):
     """Policies are scored in bfloat16 autocast: less exact, and faster where the processor computes in bfloat16."""
     qat: QATConfig | None = None
     """How `qat` and `shared` train."""
-    ladder: tuple[Rung, ...] = ()
+    ladder: tuple[RungName, ...] = ()
     """Fidelities, cheapest first: the search measures on the first, its best policies climb to the last."""
     reduction: float = Field(3.0, gt=1)
     """Of the ladder: keep 1 in N from rung to rung."""
@@ -51,7 +53,7 @@ class EvaluatorConfig(Section):
     @property
     def trains(self) -> bool:
         """Whether a policy is trained, alone or jointly, on some rung."""
-        return any(rung.startswith(("qat", "shared")) for rung in self.rungs)
+        return any(Rung(rung).trains for rung in self.rungs)
 
     @field_validator("class_axis")
     @classmethod

@@ -26,6 +26,7 @@ from haq.experiment.inputs import Pieces
 from haq.hardware import require_metrics
 from haq.problem.from_network import problem_document
 from haq.problem.problem import Problem
+from haq.repair import RepairedWeights, in_order, with_repair
 from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
@@ -34,10 +35,11 @@ from haq.training.data_parallel import Launch
 from haq.training.group import train_by_group
 from haq.training.settings import QATConfig
 from haq.values.errors import InputError
+from haq.values.rung import Rung
 
 Progress = Callable[[int, int], None]
 _OF_ANY_DEVICE = ("model", "given_data", "data", "network", "loss", "metric", "hashes")
-_OF_ONE_DEVICE = ("profile", "quantization", "cost_model", "space", "quantized", "reference_policy")
+_OF_ONE_DEVICE = ("profile", "quantization", "cost_model", "space", "equalized_model", "quantized", "reference_policy")
 
 
 class Experiment(Pieces):
@@ -100,7 +102,7 @@ class Experiment(Pieces):
     def fine_tuner(self) -> FineTuner:
         """Trains policies on the train split; made once, for all evaluators."""
         return FineTuner(
-            self.model,
+            self.equalized_model,
             self.quantized,
             self.data.train,
             settings=self.config.evaluator.qat or QATConfig(),
@@ -144,17 +146,37 @@ class Experiment(Pieces):
 
     def _evaluator(self, split: str, rung: str) -> SplitEvaluator:
         data, scoring = getattr(self.data, split), self._scoring(split)
-        kind, _, steps = rung.partition(":")
-        if kind in ("ptq", "bn"):
-            return PTQEvaluator(self.quantized, data, kind="bn" if kind == "bn" else "ptq", scoring=scoring)
+        chosen = Rung(rung)
+        if not chosen.trains:
+            repairs = self.repairs if chosen.repair is None else with_repair(self.repairs, chosen.repair)
+            return PTQEvaluator(
+                self.quantized,
+                data,
+                kind="bn" if chosen.kind == "bn" else "ptq",
+                repairs=repairs,
+                store=self._repaired,
+                scoring=scoring,
+            )
         return QATEvaluator(
             self.fine_tuner,
             self.quantized,
             data,
-            kind="shared" if kind == "shared" else "qat",
-            steps=int(steps) if steps else None,
+            kind="shared" if chosen.joint else "qat",
+            steps=chosen.steps,
             scoring=scoring,
         )
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What is repaired under each policy, in the order in which it is done."""
+        return in_order(self.quantization)
+
+    @cached_property
+    def _repaired(self) -> RepairedWeights:
+        """Weights that were rounded by data, kept for every policy that has them: in the cache's folder, too."""
+        keys = {"hashes": self.hashes, "quantization": self.quantization.model_dump(mode="json")}
+        folder = self.cache_folder
+        return RepairedWeights(None if folder is None else folder / "repaired", keys, seed=self.config.seed)
 
     def _scoring(self, split: str) -> Scoring:
         config = self.config.evaluator
@@ -241,7 +263,7 @@ class Experiment(Pieces):
             InputError: batch norm is folded.
         """
         return MixedModel(
-            self.model,
+            self.equalized_model,
             self.quantized,
             choices={layer: problem.choices(layer) for layer in problem.layers},
             split=self.data.train,

@@ -22,6 +22,7 @@ from haq.problem.budgets import allowed_drop, nearest_to_8_bit, resolved_bound
 from haq.problem.space import SearchSpace, build_space
 from haq.quant import QuantizedModel, resolve
 from haq.quant.nested import pick_device
+from haq.repair import equalize
 from haq.trace import prepared_model, trace
 from haq.values.errors import InputError
 from haq.values.network import Network
@@ -104,11 +105,18 @@ class Pieces:
         return build_space(self.network, self.config.space, self.cost_model)
 
     @cached_property
+    def equalized_model(self) -> nn.Module:
+        """The float model as it is quantized: it computes the same as `model`, with ranges that suit it better."""
+        if "equalize" not in self.quantization.repairs:
+            return self.model
+        return equalize(self.model, self.given_data.train.head(2).inputs)
+
+    @cached_property
     def quantized(self) -> QuantizedModel:
         """The model whose formats switch in place."""
         split = self.given_data.train.head(self.quantization.calibration_samples)
         return QuantizedModel(
-            self.model,
+            self.equalized_model,
             quantization=self.quantization,
             calibration=list(split.batches(self.config.evaluator.batch_size)),
             layers=self.network.layer_names,

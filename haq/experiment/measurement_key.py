@@ -19,6 +19,7 @@ import torch
 
 from haq.experiment.experiment import Experiment
 from haq.training.settings import QATConfig
+from haq.values.rung import Rung
 
 _PACKAGE = Path(__file__).parents[1]
 _MEASURING = ("quant", "training", "evaluate", "transforms", "repair", "zoo")
@@ -54,14 +55,14 @@ def measurement_context(
     }
     if config.data.targets != "labels":
         context["targets"] = config.data.targets
-    if rung in ("ptq", "bn"):
+    if not Rung(rung).trains:
         # Nothing is drawn at random without training: runs of several seeds share their measurements.
         return context
     # Joint training draws its policies from the space.
     space = experiment.space
     precisions = {name: [str(p) for p in choices] for name, choices in space.precisions.items()}
     drawn = {"space": precisions, "ties": space.ties, "activation_ties": space.activation_ties}
-    jointly = rung == "shared" or qat.start == "shared"
+    jointly = Rung(rung).joint or qat.start == "shared"
     trained = {"qat": qat.model_dump(mode="json"), "seed": config.seed, "drawn": drawn if jointly else None}
     return {**context, **trained}
 

@@ -22,8 +22,7 @@ from haq.quant.settings import QuantizationConfig
 from haq.search.loop import Executor
 from haq.values.errors import InputError
 from haq.values.network import Network
-
-_POST_TRAINING = ("ptq", "bn")
+from haq.values.rung import Rung
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def ray_executor(experiment: Experiment, *, rung: str) -> RayExecutor:
 def _helpers(config: ExperimentConfig, rung: str) -> float:
     """Processors of the group that trains a policy; the worker that started it waits meanwhile."""
     qat = config.evaluator.qat
-    if qat is None or qat.data_parallel == 1 or not rung.startswith("qat"):
+    if qat is None or qat.data_parallel == 1 or not Rung(rung).tunes:
         return 0.0
     return qat.data_parallel * (config.executor.cpus_per_worker or 1.0)
 
@@ -146,7 +145,7 @@ def search_evaluator(parcel: _Parcel) -> Evaluator:
         if section.factory is not None:  # brings the user's modules onto the path before their classes are unpickled
             load_reference(section.factory, key="factory", folder=parcel.folder)
     model, data = unpack(parcel.contents)
-    if parcel.rung not in _POST_TRAINING:
+    if Rung(parcel.rung).trains:
         model = copy.deepcopy(model)  # what is trained must be memory of its own
     experiment = Experiment(parcel.config, folder=parcel.folder)
     experiment.__dict__ |= {

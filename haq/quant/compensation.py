@@ -130,7 +130,8 @@ def correct_bias(model: QuantizedModel) -> None:
 
     def hook_for(name: str, precision: Precision) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            quantized = _channel_mean(module, model.replay(name, precision, args, kwargs))
+            replayed = model.replay(name, precision, args, kwargs, weight=repaired.get(name))
+            quantized = _channel_mean(module, replayed)
             wanted = model.behind_batch_norm(name, precision, _channel_mean(module, output))
             values[name] += output.numel()
             share = output.numel() / values[name]
@@ -138,6 +139,7 @@ def correct_bias(model: QuantizedModel) -> None:
 
         return hook
 
+    repaired = dict(model.repaired)
     model.apply(None)
     handles = [
         module.register_forward_hook(hook_for(name, policy[name]), with_kwargs=True)
@@ -151,6 +153,8 @@ def correct_bias(model: QuantizedModel) -> None:
         for handle in handles:
             handle.remove()
         model.apply(policy)
+    for name, weight in repaired.items():
+        model.repair_weight(name, weight)
     for name, shift in shifts.items():
         model.shift_bias(name, shift)
 

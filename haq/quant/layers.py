@@ -102,12 +102,20 @@ class QuantizedLayer:
             self.batch_norm.skip(not is_float)
         self.precision = precision
 
-    def replay(self, precision: Precision, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def use_weight(self, weight: Tensor) -> None:
+        """Multiply with `weight` until the next `apply`."""
+        self.module._parameters["weight"] = nn.Parameter(lay_out(weight), requires_grad=False)
+
+    def replay(
+        self, precision: Precision, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: Tensor | None = None
+    ) -> Tensor:
         """What the module returns in `precision` for these arguments; hooks do not run, nothing stays switched."""
         parameters = self.module._parameters
         state = parameters["weight"], parameters["bias"], self._input_quantizer, self.precision
         skipped = self.batch_norm is not None and self.batch_norm.skipped
         self.apply(precision)
+        if weight is not None:
+            self.use_weight(weight)
         try:
             changed = self._quantize_input(self.module, args, kwargs)
             args, kwargs = (args, kwargs) if changed is None else changed

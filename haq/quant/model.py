@@ -82,6 +82,7 @@ class QuantizedModel:
         calibration: the calibration inputs, on the device.
         batch_norms: name -> each batch norm that has running statistics.
         input_shapes: layer -> shape of what it reads, of one sample, on its first call.
+        repaired: layer -> the weight that `repair_weight` put in, until the next `apply`.
         input_leaders: layer -> the first layer that reads the very same tensors; itself where no other does.
 
     Raises:
@@ -127,6 +128,7 @@ class QuantizedModel:
         }
         self._float_statistics = {name: _statistics(norm) for name, norm in self.batch_norms.items()}
         self._statistics_replaced = False
+        self.repaired: dict[str, Tensor] = {}
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -154,6 +156,7 @@ class QuantizedModel:
         if self._statistics_replaced:
             self.set_batch_norm_statistics(self._float_statistics)
             self._statistics_replaced = False
+        self.repaired.clear()
         for name, layer in self._layers.items():
             layer.apply(FLOAT if policy is None else policy[name])
         self.policy = policy
@@ -162,6 +165,7 @@ class QuantizedModel:
         """Switch one layer only; `None` makes it float. Undoes bias correction of this layer, nothing else."""
         chosen = self._layer(layer)
         chosen.apply(precision or FLOAT)
+        self.repaired.pop(layer, None)
         precisions = {name: other.precision for name, other in self._layers.items()}
         self.policy = None if set(precisions.values()) == {FLOAT} else Policy(precisions)
 
@@ -181,6 +185,11 @@ class QuantizedModel:
         """Quantizes what `layer` reads, in the range calibrated for `fmt`."""
         return self._layer(layer).input_quantizer(fmt)
 
+    def repair_weight(self, layer: str, weight: Tensor) -> None:
+        """Let `layer` multiply with `weight`, values of its format, until it is switched again."""
+        self.repaired[layer] = weight
+        self._layer(layer).use_weight(weight)
+
     def shift_bias(self, layer: str, shift: Tensor) -> None:
         """Add `shift`, `[out_channels]`, to the bias of `layer` until it is switched again."""
         self._layer(layer).shift_bias(shift)
@@ -196,10 +205,25 @@ class QuantizedModel:
             norm.running_var.copy_(variance)
 
     def replay(
-        self, layer: str, precision: Precision, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+        self,
+        layer: str,
+        precision: Precision,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        weight: Tensor | None = None,
     ) -> Tensor:
-        """What `layer` returns for these arguments in `precision`, whatever is applied. Hooks do not run."""
-        return self._layer(layer).replay(precision, args, dict(kwargs or {}))
+        """What `layer` returns for these arguments in `precision`, whatever is applied. Hooks do not run.
+
+        Args:
+            weight: in place of the quantized one: a repaired one.
+        """
+        return self._layer(layer).replay(precision, args, dict(kwargs or {}), weight=weight)
+
+    def float_bias(self, layer: str) -> Tensor | None:
+        """The bias that goes with `float_weight`."""
+        bias = self._layer(layer).float_bias
+        return None if bias is None else bias.detach()
 
     def behind_batch_norm(self, layer: str, precision: Precision, mean: Tensor) -> Tensor:
         """A mean float output of `layer`, `[out_channels]`, as it is behind a batch norm folded in `precision`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from haq.edges.validation import Section
 
@@ -34,3 +34,18 @@ class QuantizationConfig(Section):
     batch_norm: Literal["keep", "fold", "reestimate"] = "keep"
     """`fold` into the weights before quantizing; `reestimate` running statistics of each policy on calibration data."""
     bias_correction: bool = False
+    repairs: tuple[Literal["equalize", "adaround", "gptq", "bias_correction"], ...] = ()
+    """What makes up for quantization without training the network, done in this order whatever that of the list:
+    `equalize` channel ranges across layers, round weights by data (`adaround` or `gptq`), correct biases."""
+    repair_iterations: int = Field(10_000, ge=1)
+    """Steps of `adaround` for each layer."""
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> QuantizationConfig:
+        if len(set(self.repairs)) < len(self.repairs):
+            raise ValueError("`repairs` names one twice")
+        if {"adaround", "gptq"} <= set(self.repairs):
+            raise ValueError("`repairs` has adaround and gptq, which both round the weights; take one")
+        if self.bias_correction and "bias_correction" in self.repairs:
+            raise ValueError("bias correction is asked for twice, by `bias_correction` and in `repairs`; take one")
+        return self

@@ -27,6 +27,7 @@ from haq.training.fine_tuning import Failure, FineTuner
 from haq.training.settings import QATConfig
 from haq.values.errors import InputError
 from haq.values.policy import Policy
+from haq.values.rung import Rung
 
 
 def family_experiment(source: Path) -> Experiment:
@@ -212,7 +213,7 @@ def _single(
         measured = evaluator(policy)
         if not measured.ok:
             raise InputError(f"member {number} cannot be measured: {measured.error}")
-        states.append(capture(experiment.quantized if rung in ("ptq", "bn") else experiment.fine_tuner.model))
+        states.append(capture(experiment.fine_tuner.model if Rung(rung).trains else experiment.quantized))
         scores.append(measured.score)
         show.step(number + 1, len(policies))
     return states, list(scores)
@@ -220,7 +221,7 @@ def _single(
 
 def _trained(experiment: Experiment, policies: Sequence[Policy]) -> list[ModelState]:
     tuner = FineTuner(
-        experiment.model,
+        experiment.equalized_model,
         experiment.quantized,
         experiment.data.train,
         settings=experiment.config.evaluator.qat or QATConfig(),

@@ -21,6 +21,7 @@ from haq.search.loop import Executor
 from haq.training.fine_tuning import Failure
 from haq.values.errors import InputError
 from haq.values.policy import Policy
+from haq.values.rung import Rung
 from haq.values.trial import Measurement, Trial
 
 RUNGS = ("ptq", "bn", "shared", "qat")
@@ -168,7 +169,7 @@ def _prepared(experiment: Experiment, rung: str) -> float | None:
         return None
     start = time.perf_counter()
     qat = experiment.config.evaluator.qat
-    if rung == "shared" or (rung.startswith("qat") and qat is not None and qat.start == "shared"):
+    if Rung(rung).joint or (Rung(rung).tunes and qat is not None and qat.start == "shared"):
         shared = experiment.fine_tuner.shared()
         if isinstance(shared, Failure):
             raise InputError(f"evaluator.qat: joint training failed: {shared.reason}")

@@ -83,6 +83,8 @@ class FineTuner:
     ) -> None:
         if quantized.quantization.bias_correction:
             raise InputError("quantization.bias_correction: fine-tuning learns the biases; leave it out")
+        if idle := [name for name in quantized.quantization.repairs if name != "equalize"]:
+            raise InputError(f"quantization.repairs: fine-tuning learns what {idle[0]} repairs; leave it out")
         self.model = TrainableModel(model, quantized, scheme=settings.quantizer, ternary=settings.ternary)
         self._settings, self._loss, self._own_step = settings, loss, training_step
         self._space, self._seed, self._class_axis = space, seed, class_axis
