@@ -115,7 +115,7 @@ def live_experiment(
     for key, value in (("metric", metric), ("loss", loss), ("training_step", training_step)):
         if callable(value):
             given[key] = guarded(value, f"{key} = {_label(value)}")
-    experiment.__dict__.update(given)
+    experiment.adopt(given)
     return experiment
 
 

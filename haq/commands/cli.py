@@ -27,6 +27,7 @@ from haq.commands import (
     profiles,
     searching,
     storage,
+    study,
 )
 from haq.commands.options import EXIT_INFEASIBLE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_OTHER
 from haq.commands.terminal import (
@@ -65,6 +66,7 @@ for _command in (
     init.init,
     lint.lint,
     plan_training.plan_training,
+    study.study,
     family.family,
     family.adapt,
 ):

@@ -95,7 +95,7 @@ class Experiment(Pieces):
             other._evaluators = self._evaluators
         if same_device and config.sensitivity == self.config.sensitivity:
             other._tables = self._tables
-        other.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        other.adopt({name: vars(self)[name] for name in shared if name in vars(self)})
         return other
 
     @cached_property

@@ -42,6 +42,17 @@ class Pieces:
         self.config = config
         self.folder = folder
 
+    def adopt(self, built: Mapping[str, Any]) -> None:
+        """Take pieces that are built elsewhere: live objects, or those of another experiment that has the same.
+
+        Args:
+            built: name of a piece -> the piece.
+        """
+        unknown = [name for name in built if not isinstance(getattr(type(self), name, None), cached_property)]
+        if unknown:
+            raise AttributeError(f"{unknown[0]} is no piece of an experiment")
+        vars(self).update(built)
+
     @cached_property
     def model(self) -> nn.Module:
         """The float model, in evaluation mode, its packed modules taken apart."""

@@ -148,12 +148,7 @@ def search_evaluator(parcel: _Parcel) -> Evaluator:
     if Rung(parcel.rung).trains:
         model = copy.deepcopy(model)  # what is trained must be memory of its own
     experiment = Experiment(parcel.config, folder=parcel.folder)
-    experiment.__dict__ |= {
-        "model": model,
-        "data": data,
-        "network": parcel.network,
-        "quantization": parcel.quantization,
-    }
+    experiment.adopt({"model": model, "data": data, "network": parcel.network, "quantization": parcel.quantization})
     return experiment.evaluator("search", rung=parcel.rung)
 
 

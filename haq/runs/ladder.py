@@ -74,14 +74,14 @@ def climb(
 
         if waiting:
             with open_executor(experiment, rung=rung, note=note) as executor:
-                found = _measured(executor, waiting, keep)
+                found = measure_all(executor, waiting, keep)
             known |= {(policy.key, fidelity): measurement for policy, measurement in found.items()}
         measured = [replace(trial, measurement=known[trial.policy.key, fidelity]) for trial in climbing]
         alive = [trial for trial in measured if trial.measurement.ok]
     return alive
 
 
-def _measured(
+def measure_all(
     executor: Executor, policies: Sequence[Policy], on_done: Callable[[Policy, Measurement], None]
 ) -> dict[Policy, Measurement]:
     """The measurements of distinct policies; `on_done` gets each as it is made, on Ctrl-C what is made by then."""
@@ -151,7 +151,7 @@ def compare_rungs(
                 progress(next(done), total)
 
         with open_executor(experiment, rung=name, note=note) as executor:
-            found = _measured(executor, drawn, on_done)
+            found = measure_all(executor, drawn, on_done)
         rungs.append(_rung(name, once, [found[policy] for policy in drawn]))
     return {
         "schema_version": 1,
