@@ -10,6 +10,7 @@ from haq.hardware.packing import (
     Granularity,
     activation_scale_bytes,
     aligned_macs,
+    code_bytes,
     misfit,
     packed_bytes,
     parameter_bytes,
@@ -262,8 +263,8 @@ class ProfileCostModel(Generic[SectionT]):
         """What is read of a layer's weights in one call: with the scales, where the format has its own."""
         if KINDS[layer.kind].gathers:  # only the rows that are looked up
             rows = self.batch * layer.output_positions // layer.calls
-            count, bits = fmt.codes(rows, layer.weight_shape[1])
-            return packed_bytes(count, bits, word_bits=self.profile.packing.word_bits)
+            scales = fmt.parameter_bytes(rows, layer.weight_shape[1]) or 0
+            return scales + code_bytes(fmt, rows, layer.weight_shape[1], word_bits=self.profile.packing.word_bits)
         scales = self._parameter_bytes(layer, fmt) if fmt.family.is_ordered else 0
         return self.weight_bytes(layer, fmt) + scales
 

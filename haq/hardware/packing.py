@@ -30,15 +30,19 @@ def packed_bytes(elements: int, bits: int, *, word_bits: int | None = None) -> i
     return ceil_div(words * word_bits, 8)
 
 
+def code_bytes(fmt: Format, rows: int, columns: int, *, word_bits: int | None = None) -> int:
+    """Bytes of the codes of `rows` output channels of `columns` inputs; each array of codes starts on a new byte."""
+    return sum(packed_bytes(count, fmt.code_bits, word_bits=word_bits) for count in fmt.codes(rows, columns))
+
+
 def weight_bytes(layer: LayerSpec, fmt: Format, *, word_bits: int | None = None, pad_rows: bool = False) -> int:
     """Bytes of a layer's packed weights; with `pad_rows` each output channel starts on a new word."""
     if not layer.params:
         return 0
-    count, bits = fmt.codes(*_matrix(layer))
-    count += layer.params % layer.out_channels
-    if not pad_rows:
-        return packed_bytes(count, bits, word_bits=word_bits)
-    return layer.out_channels * packed_bytes(count // layer.out_channels, bits, word_bits=word_bits)
+    channels, columns = _matrix(layer)
+    if pad_rows:
+        return channels * code_bytes(fmt, 1, columns, word_bits=word_bits)
+    return code_bytes(fmt, channels, columns, word_bits=word_bits)
 
 
 def parameter_bytes(

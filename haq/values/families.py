@@ -37,12 +37,16 @@ class Family:
     exporters: ClassVar[tuple[str, ...] | None] = None
 
     def bits(self, *parts: str) -> int:
-        """Bits of a code; `parts` are the groups of the name."""
+        """Bits of a value; `parts` are the groups of the name."""
         return int(parts[0])
 
-    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, int]:
-        """How many codes a weight of `rows` output channels of `columns` inputs has, and the bits of each."""
-        return rows * columns, self.bits(*parts)
+    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, ...]:
+        """How many codes a weight of `rows` output channels of `columns` inputs has, array by array."""
+        return (rows * columns,)
+
+    def code_bits(self, *parts: str) -> int:
+        """Bits of a code, which is a value unless the family says otherwise."""
+        return self.bits(*parts)
 
     def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int | None:
         """Bytes of all that is stored beside the codes; `None`: settings say how many scales there are."""
@@ -66,6 +70,10 @@ class GroupedIntegers(Family):
     name, known = "grouped integer", "int2 to int8 in groups of 2 to 99999, as in int4_g32"
     grammar = r"int([2-8])_g([2-9]|[1-9][0-9]{1,4})"
     weights_only = is_integer = is_ordered = True
+
+    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, ...]:
+        rest = columns % int(parts[1])
+        return rows * (columns - rest), rows * rest  # full groups, and the shorter last ones
 
 
 class Ternary(Family):
@@ -215,8 +223,11 @@ class ProductQuantization(_Coded):
     def bits(self, *parts: str) -> int:
         return ceil_div(int(parts[0]), int(parts[1]))
 
-    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, int]:
-        return rows * ceil_div(columns, int(parts[1])), int(parts[0])
+    def codes(self, rows: int, columns: int, *parts: str) -> tuple[int, ...]:
+        return (rows * ceil_div(columns, int(parts[1])),)
+
+    def code_bits(self, *parts: str) -> int:
+        return int(parts[0])
 
     def parameter_bytes(self, rows: int, columns: int, *parts: str) -> int:
         return FLOAT32_BYTES * columns << int(parts[0])

@@ -63,9 +63,14 @@ class Format:
         """How many inputs of an output channel share a scale, in grouped integers; `None`: a setting says it."""
         return self.numbers[1] if self.family.name == "grouped integer" else None
 
-    def codes(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many codes a weight of `rows` output channels of `columns` inputs has, and the bits of each."""
+    def codes(self, rows: int, columns: int) -> tuple[int, ...]:
+        """How many codes a weight of `rows` output channels of `columns` inputs has, in each array of them."""
         return self.family.codes(rows, columns, *find(self.name)[1])
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code: `bits`, but where one code stands for several values."""
+        return self.family.code_bits(*find(self.name)[1])
 
     def parameter_bytes(self, rows: int, columns: int) -> int | None:
         """Bytes of what a weight stores beside its codes; `None`: settings say how many scales there are."""

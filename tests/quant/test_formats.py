@@ -405,6 +405,36 @@ def test_names_round_trip_through_precisions() -> None:
     assert {family.name for family in FAMILIES} == set(haq.quant.formats.all.FORMATS)
 
 
+def test_plots_tell_them_apart() -> None:
+    from haq.report.figures.style import format_color
+
+    four = ("int4", "int4_g32", "mxfp4", "nvfp4", "nf4", "vs4_s4", "pot4", "kmeans4")
+    assert len({format_color(name) for name in four}) == len(four)
+    assert all(len(format_color(name)) == 7 for name in BOTH + WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["int4_g8", "fp8_e4m3", "mxfp4", "nf4", "kmeans3", "pq3_d4"])
+def test_embeddings_are_stored_and_looked_up_in_them(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Embedding(40, 30), nn.Flatten(), nn.Linear(150, 20))
+    ids = torch.randint(40, (6, 5))
+    wrapped = QuantizedModel(model, calibration=[(ids, None)])
+    chosen = Precision.parse(f"w{name}a8")
+    wrapped.apply(Policy(dict.fromkeys(wrapped.layers, chosen)))
+    path = tmp_path / "m.safetensors"
+    export(wrapped, model, path, inputs=None, format="torch")
+    with safe_open(str(path), framework="pt") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys() if ".weight_" in key}  # noqa: SIM118
+    for layer in trace(model, (ids[:1],)).layers:
+        predicted = weight_bytes(layer, chosen.weight) + parameter_bytes(
+            layer, chosen.weight, granularity="channel", group_size=1, scheme="symmetric"
+        )
+        held = sum(t.numel() * t.element_size() for key, t in stored.items() if key.startswith(f"{layer.name}."))
+        assert held == predicted
+    with torch.no_grad():
+        assert torch.equal(haq.load_quantized(model, path)(ids), wrapped(ids))
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_formats_of_weights_are_none_of_activations(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is a format of weights only"):

@@ -31,6 +31,18 @@ PAGE_WIDTH = 11.0
 _INTEGERS = {1: "#67001f", 2: "#c62a22", 3: "#ef6a32", 4: "#fbb04e", 5: "#f3dc7c", 6: "#b5dbe0", 7: "#7fb8d8"}
 _INTEGERS |= {8: "#3f7fc1", 16: "#26408b", 32: "#1b1f3b"}
 _NAMED = {"binary": "#8e0152", "ternary": "#de77ae", "fp16": "#6a51a3", "bf16": "#9e9ac8", "fp32": "#54545c"}
+# Of formats that are no plain integers or floats: greens and browns, which no number of bits has.
+_TINTS = {
+    "scaled float": "#00441b",
+    "microscaling": "#1b7837",
+    "nvfp4": "#35978f",
+    "micro-exponents": "#80cdc1",
+    "normal float": "#5aae61",
+    "vector-scaled": "#a6dba0",
+    "power of two": "#543005",
+    "k-means": "#8c510a",
+    "product quantization": "#bf812d",
+}
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -76,6 +88,9 @@ def format_color(name: str) -> str:
     if form.group_size is not None:  # paler than the same bits without groups, the more the finer the groups
         pale = 1 - min(0.6, 12 / (form.group_size + 12) + 0.1)
         return _hex([255 - pale * (255 - c) for c in rgb(format_color(f"int{form.bits}"))])
+    if form.family.name in _TINTS:
+        tint, own = rgb(_TINTS[form.family.name]), rgb(format_color(f"int{form.bits}"))
+        return _hex([0.65 * t + 0.35 * o for t, o in zip(tint, own, strict=True)])
     bits = form.bits
     low = max(known for known in _INTEGERS if known <= bits)
     high = min(known for known in _INTEGERS if known >= bits)
