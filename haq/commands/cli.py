@@ -26,6 +26,7 @@ from haq.commands import (
     plan_training,
     profiles,
     searching,
+    serve,
     storage,
     study,
 )
@@ -69,6 +70,7 @@ for _command in (
     study.study,
     family.family,
     family.adapt,
+    serve.serve,
 ):
     app.command()(_command)
 hardware_app.command("list")(devices.hardware_list)

@@ -1,0 +1,70 @@
+"""`haq serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haq.commands.options import Overrides, experiment_of
+from haq.commands.terminal import print_out, running
+from haq.values.errors import InputError
+
+
+def serve(
+    source: Annotated[Path, typer.Argument(metavar="FAMILY_OR_RUN", help="Folder of haq family or haq search.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is reached from this machine only.")] = (
+        "127.0.0.1"
+    ),
+    window: Annotated[float, typer.Option(min=0, max=1000, help="Milliseconds that a batch waits for more.")] = 2.0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples that are run together.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; beyond it: 503.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 16 << 20,
+    max_samples: Annotated[int, typer.Option(min=1, help="In one request.")] = 1024,
+    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime, for one operator.")] = 1,
+    controller: Annotated[
+        Path | None, typer.Option(help="Controller file; default: the family's controller.json, if it has one.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for what the service keeps; default: serving, in the source.")
+    ] = None,
+    experiment: Annotated[
+        Path | None, typer.Option(help="Experiment file; default: the one that the source holds.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a family, or a run's policy, over HTTP: POST /predict, GET /health, GET /metrics."""
+    if experiment is None and overrides:
+        raise InputError("--set: overrides keys of an experiment file; add --experiment")
+    try:
+        from haq.serve.app import Limits, make_app
+        from haq.serve.metrics import Metrics
+        from haq.serve.server import bind
+        from haq.serve.server import serve as run
+    except ImportError as error:
+        raise InputError(f"haq serve needs the package {error.name}: pip install 'haq[serve]'") from error
+    from haq.adaptive.controller import controller_of
+    from haq.adaptive.sessions import load_onnx
+    from haq.serve.engine import Engine, Version
+    from haq.serve.start import family_of_run, is_family
+
+    with running() as bars:
+        folder, kept = source, state or source / "serving"
+        if not is_family(source):
+            from haq.runs.family import family_experiment
+
+            pieces = experiment_of(experiment, overrides) if experiment else family_experiment(source)
+            folder = family_of_run(source, pieces, kept, bars)
+        family = load_onnx(folder, threads=threads)
+    if controller is not None and not controller.is_file():
+        raise InputError(f"--controller {controller}: no such file")
+    chosen = controller_of(controller or folder, members=len(family.members))
+    listening = bind(host, port)
+    metrics = Metrics()
+    engine = Engine(Version(0, family), chosen, window=window / 1000, most=batch, queue=queue)
+    app = make_app(engine, metrics, Limits(bytes=max_bytes, samples=max_samples))
+    name = f"[{host}]" if ":" in host else host
+    where = f"http://{name}:{listening.getsockname()[1]}"
+    run(app, listening, lambda: print_out(f"serving {len(family.members)} members on {where} (stop: Ctrl-C)"))
