@@ -39,6 +39,18 @@ def test_another_context_is_a_miss(kept, context):
     assert MeasurementCache(kept, context).get(POLICY) is None
 
 
+def test_an_entry_in_another_contexts_folder_is_a_miss(kept):
+    """Copied there, say, by who shares a cache: the entry says its own context."""
+    other = MeasurementCache(kept, {"seed": 1})
+    other.put(POLICY, MEASUREMENT)
+    (theirs,) = (
+        path for path in kept.rglob(f"{POLICY.key}.json") if '"seed": 1' in (path.parent / "context.json").read_text()
+    )
+    ours = next(path for path in kept.rglob(f"{POLICY.key}.json") if path != theirs)
+    theirs.write_bytes(ours.read_bytes())
+    assert other.get(POLICY) is None
+
+
 def test_another_policy_is_a_miss(kept):
     assert MeasurementCache(kept, {"seed": 0}).get(Policy.uniform("ab", Precision.parse("w8a8"))) is None
 

@@ -41,3 +41,18 @@ def test_the_runtime_rounds_no_bias_by_itself(precision):
     wanted = quantized(data).detach()
     # A rounding tie may move single values by a step; a rounded bias moves all of them.
     assert float((found - wanted).norm() / wanted.norm()) < 2e-3
+
+
+def test_a_batch_norm_keeps_its_epsilon():
+    """It is large beside the variance here: 1e-5 in its place would double what the layer writes."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6, eps=0.5), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    model[1].running_var.uniform_(0.05, 0.2)
+    data = torch.randn(64, 2, 8, 8)
+    quantized = QuantizedModel(model, calibration=[(data, None)])
+    quantized.apply(Policy.uniform(quantized.layers, Precision.parse("w8a8")))
+    file = onnx_model(model, capture(quantized), data[:2]).SerializeToString()
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: data.numpy()})[0])
+    wanted = quantized(data).detach()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.01

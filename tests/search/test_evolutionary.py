@@ -12,6 +12,8 @@ from haq.search import ILP, Evolutionary, Greedy, check_options
 from haq.search.strategies.evolutionary import level_switch
 from haq.testing import TOYS, chain_document, check_strategy, play
 from haq.values.errors import InfeasibleError, InputError
+from haq.values.formats import Precision
+from haq.values.policy import Policy
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,22 @@ def test_a_level_switch_keeps_budgets_ties_and_nearly_the_usage(seed: int) -> No
         used.append(max(problem.evaluate(now[None])[metric][0] / bound for metric, bound in problem.budgets.items()))
     assert np.median(used) > 0.9
     assert changed > 30
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_children_mix_two_parents_at_the_crossover_rate(rate: float) -> None:
+    """Between parents of the lowest and the highest bits one without crossover is a switch away from one."""
+    document = chain_document(12, bits=(2, 8))
+    problem = Problem.from_doc({**document, "budgets": {}})
+    low, high = (problem.nearest(Policy.uniform(problem.layers, Precision.parse(f"w{b}a{b}"))) for b in (2, 8))
+    farthest = 0
+    for seed in range(30):
+        strategy = Evolutionary(problem, seed=seed, population=2, mutation_rate=0.0, crossover_rate=rate)
+        strategy.update([trial(problem, policy, number, 1.0) for number, policy in enumerate((low, high))])
+        (child,) = strategy.suggest(1)
+        distance = min(sum(child[name] != parent[name] for name in problem.layers) for parent in (low, high))
+        farthest = max(farthest, distance)
+    assert (farthest <= 2) == (rate == 0.0)
 
 
 def test_tied_layers_stay_tied() -> None:

@@ -349,3 +349,23 @@ def test_a_disk_that_takes_half_a_line_leaves_whole_lines_only(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert "trials.jsonl: cannot be written: File too large" in done.stderr
     assert path.read_bytes() == whole
+
+
+class Stubborn(Listed):
+    """Proposes its first policy again and again."""
+
+    def suggest(self, count):
+        return [POLICIES[0]] * count
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    executor = Counting()
+    trials = search(Journal.create(tmp_path / "trials.jsonl", {}), executor, strategy=Stubborn(), max_trials=4)
+    assert len(trials) == 4
+    assert executor.evaluated == [POLICIES[0].key]
+
+
+def test_a_strategy_is_told_in_the_order_of_its_proposals(tmp_path):
+    strategy = Listed()
+    search(Journal.create(tmp_path / "trials.jsonl", {}), Counting(3), strategy=strategy, max_trials=6, parallel=3)
+    assert [trial.policy for trial in strategy.told] == POLICIES[:6]
