@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from haq.hardware.base import CostModel, ProfileCostModel, require_metrics
+from haq.hardware.base import ProfileCostModel
+from haq.hardware.cost_model import CostModel, require_metrics
 from haq.hardware.host import cpu_capability, cpu_model, profile_warnings
 from haq.hardware.kinds import COST_MODELS
 from haq.hardware.kinds.table import network_digest, shape_key

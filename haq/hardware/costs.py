@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from haq.hardware.base import CostModel, input_reader
+from haq.hardware.cost_model import CostModel, input_reader
 from haq.hardware.float_work import FLOAT32, FLOAT_BITS, Coverage, FloatRow
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from haq.hardware.base import CostModel, input_reader, require_metrics
+from haq.hardware.cost_model import CostModel, input_reader, require_metrics
 from haq.problem.space import SearchSpace
 from haq.values.errors import InputError
 from haq.values.formats import Format, Precision
