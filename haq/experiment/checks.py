@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haq.edges.user_code import guarded
+from haq.edges.plugins import add_plugin
+from haq.edges.user_code import guarded, load_reference
 from haq.experiment.config import ExperimentConfig
 from haq.experiment.loading import check_known
 from haq.problem.budgets import allowed_drop
@@ -23,14 +24,31 @@ from haq.values.errors import InputError
 _DIFFERENTIATING = ("gradient", "hessian")
 
 
-def check_names(config: ExperimentConfig) -> None:
+def check_names(config: ExperimentConfig, *, folder: Path) -> None:
     """Refuse a sensitivity metric or a strategy that there is not.
 
     Raises:
         InputError: names the key and what is known.
     """
     check_known(SENSITIVITY_METRICS, config.sensitivity.metric, "sensitivity.metric")
-    check_known(STRATEGIES, config.search.strategy, "search.strategy")
+    find_strategy(config.search.strategy, folder=folder)
+
+
+def find_strategy(name: str, *, folder: Path) -> type[SearchStrategy]:
+    """The strategy called `name`: one of ours, an installed package's (`haq.strategies`), or the user's `module:Class`.
+
+    Raises:
+        InputError: there is none, or it is no `SearchStrategy`.
+    """
+    key = "search.strategy"
+    if ":" in name and name not in STRATEGIES:
+        own = load_reference(name, key=key, folder=folder)
+        if not (isinstance(own, type) and issubclass(own, SearchStrategy)):
+            raise InputError(f"{key} = {name!r}: is no haq.SearchStrategy; derive the class from it")
+        STRATEGIES[name] = own
+    add_plugin(STRATEGIES, name, group="haq.strategies", wanted=SearchStrategy)
+    check_known(STRATEGIES, name, key, more="; or your own module:Class")
+    return STRATEGIES[name]
 
 
 def check_strategy(strategy: type[SearchStrategy], config: ExperimentConfig, *, folder: Path) -> None:

@@ -20,14 +20,21 @@ from haq.edges.user_code import guarded
 from haq.edges.validation import one_line
 from haq.evaluate import PTQEvaluator, QATEvaluator, Scoring, SplitEvaluator
 from haq.execute.ray_group import RayGroup
-from haq.experiment.checks import check_loss, check_names, check_objective, check_quantization, check_strategy
+from haq.experiment.checks import (
+    check_loss,
+    check_names,
+    check_objective,
+    check_quantization,
+    check_strategy,
+    find_strategy,
+)
 from haq.experiment.config import ExperimentConfig, load_experiment, named_code
 from haq.experiment.inputs import Pieces
 from haq.hardware import require_metrics
 from haq.problem.from_network import problem_document
 from haq.problem.problem import Problem
 from haq.repair import RepairedWeights, in_order, with_repair
-from haq.search import STRATEGIES, AccuracyDropSearch, SearchStrategy
+from haq.search import AccuracyDropSearch, SearchStrategy
 from haq.sensitivity import SensitivityTable, sensitivity_table
 from haq.sensitivity.interactions import InteractionTable, affordable_pairs, interaction_table
 from haq.training import FineTuner, MixedModel, check_not_folded
@@ -241,7 +248,7 @@ class Experiment(Pieces):
             InputError: the names, model, data, device, space, budgets, objective, loss or metric cannot be used.
         """
         config = self.config
-        check_names(config)
+        check_names(config, folder=self.folder)
         check_strategy(self.strategy, config, folder=self.folder)
         if self.strategy.needs_model:
             check_not_folded(self.quantization)
@@ -274,7 +281,9 @@ class Experiment(Pieces):
     @property
     def strategy(self) -> type[SearchStrategy]:
         """The search strategy; with `budgets.accuracy_drop`, the bisection that keeps to it."""
-        return AccuracyDropSearch if "accuracy_drop" in self.config.budgets else STRATEGIES[self.config.search.strategy]
+        if "accuracy_drop" in self.config.budgets:
+            return AccuracyDropSearch
+        return find_strategy(self.config.search.strategy, folder=self.folder)
 
     def problem(self, sensitivity: SensitivityTable | None, interactions: InteractionTable | None = None) -> Problem:
         """The search problem as dense tables; `None`: with no predicted loss anywhere, to check the costs alone.

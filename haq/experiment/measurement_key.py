@@ -56,8 +56,9 @@ def measurement_context(
     if config.data.targets != "labels":
         context["targets"] = config.data.targets
     if not Rung(rung).trains:
-        # Nothing is drawn at random without training: runs of several seeds share their measurements.
-        return context
+        # Little is drawn at random without training: runs of several seeds share their measurements.
+        drawn_by_repair = "adaround" in (Rung(rung).repair, *config.quantization.repairs)
+        return {**context, "seed": config.seed} if drawn_by_repair else context
     # Joint training draws its policies from the space.
     space = experiment.space
     precisions = {name: [str(p) for p in choices] for name, choices in space.precisions.items()}

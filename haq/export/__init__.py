@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from haq.deployed.state import ModelState, capture, check_formats
+from haq.edges.plugins import add_plugin
 from haq.export.interchange.configurations import DOCUMENTS, save_document
 from haq.export.torch_file import load_quantized, save_torch
 from haq.quant import QuantizedModel
@@ -159,6 +160,7 @@ def exporter(name: str, options: ExportOptions = _PLAIN) -> Exporter:
     Raises:
         InputError: unknown, with the known ones; or a package it needs is missing; or it lacks an option.
     """
+    add_plugin(EXPORTERS, name, group="haq.exporters", wanted=Exporter)
     if name not in EXPORTERS:
         raise InputError(f"--format {name!r}: unknown; known: {', '.join(sorted(EXPORTERS))}")
     chosen = EXPORTERS[name]

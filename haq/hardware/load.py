@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from haq.edges.documents import read_toml
+from haq.edges.plugins import add_plugin
 from haq.edges.validation import one_line
 from haq.hardware.base import ProfileCostModel
 from haq.hardware.kinds import COST_MODELS
@@ -85,6 +86,8 @@ def parse_profile(document: Mapping[str, Any], *, folder: Path = Path()) -> Hard
         InputError: it breaks the schema; one line with the key and the remedy.
     """
     named = document.get("kind")
+    if isinstance(named, str):
+        add_plugin(COST_MODELS, named, group="haq.cost_models", wanted=ProfileCostModel)
     if isinstance(named, str) and named not in COST_MODELS:
         raise InputError(f"kind: unknown kind {named!r}; known: {', '.join(COST_MODELS)}")
     kind = named if isinstance(named, str) else "capability"  # what is wrong with it is the schema's to say

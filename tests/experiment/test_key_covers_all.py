@@ -41,6 +41,7 @@ ELSEWHERE = (
 OWN_MODEL, OWN_DATA = {"model": {"factory": "mine_of_keys:model"}}, {"data": {"factory": "mine_of_keys:data"}}
 DISTILLED, GROUP = {"evaluator.qat.distillation": "kl"}, {"evaluator.qat.data_parallel": 2}
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "quantization.repairs": ({}, {"quantization.repairs": ["gptq"]}),
     "model.name": (OWN_MODEL, {"model": {"name": "digits_cnn"}}),
     "model.factory": ({}, OWN_MODEL),
     "model.options": (OWN_MODEL, {"model.options": {"width": 2}}),
@@ -178,6 +179,13 @@ def test_threads_and_rung_are_in_the_key(loaded):
     cpu = torch.device("cpu")
     assert numerics(cpu, threads=1) != numerics(cpu, threads=3)
     assert context(loaded, rung="ptq") != context(loaded, rung="bn")
+
+
+def test_the_seed_counts_where_samples_of_a_repair_are_drawn(loaded):
+    adaround = {"quantization.repairs": ["adaround"]}
+    assert context(loaded, {"seed": 0}, rung="adaround") != context(loaded, {"seed": 1}, rung="adaround")
+    assert context(loaded, adaround, {"seed": 0}, rung="ptq") != context(loaded, adaround, {"seed": 1}, rung="ptq")
+    assert context(loaded, {"seed": 0}, rung="gptq") == context(loaded, {"seed": 1}, rung="gptq")
 
 
 @pytest.mark.parametrize("rung", ["qat", "qat:5", "shared"])
