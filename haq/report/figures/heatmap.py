@@ -68,7 +68,8 @@ def plot_sensitivity(data: SensitivityData) -> Figure:
     blocks = rows_of_layers(len(data.layers), longest=40, most=4)
     kinds = [kind for kind in _KINDS if data.formats[kind]]
     size = len(blocks[0])
-    figure = new_figure(1.1 + max(1.3, 0.165 * min(size, 80)), width=min(PAGE_WIDTH, 3.2 + 3.4 * len(blocks)))
+    names = 0.07 * max(len(name) for kind in kinds for name in data.formats[kind]) if _is_crowded(data) else 0.0
+    figure = new_figure(1.1 + names + max(1.3, 0.165 * min(size, 80)), width=min(PAGE_WIDTH, 3.2 + 3.4 * len(blocks)))
     ratios = [len(data.formats[kind]) for _ in blocks for kind in kinds]
     axes = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
     norm = _norm(data)
@@ -88,6 +89,12 @@ def plot_sensitivity(data: SensitivityData) -> Figure:
 
 
 _MAP = "Purples"
+_LETTERS = 36
+"""Of the names of formats, with a space for each, that fit side by side below one matrix."""
+
+
+def _is_crowded(data: SensitivityData) -> bool:
+    return any(sum(len(name) + 1 for name in names) > _LETTERS for names in data.formats.values())
 
 
 def _norm(data: SensitivityData) -> Normalize:
@@ -113,9 +120,8 @@ def _matrix(axes: Axes, data: SensitivityData, kind: str, block: range, *, norm:
             dark = norm(shown[row, column]) > 0.55
             axes.plot(column, row, "o", color="white" if dark else INK, markersize=4.2, markeredgewidth=0)
     axes.set_xlim(-0.5, len(data.formats[kind]) - 0.5)
-    axes.set_xticks(
-        range(len(data.formats[kind])), list(data.formats[kind]), rotation=90 if len(data.layers) > 40 else 0
-    )
+    upright = _is_crowded(data) or len(data.layers) > 40
+    axes.set_xticks(range(len(data.formats[kind])), list(data.formats[kind]), rotation=90 if upright else 0)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for spine in axes.spines.values():
