@@ -30,7 +30,7 @@ def _array(node: Node, key: str) -> Tensor:
     return torch.from_numpy(np.asarray(node.arrays[key], dtype=np.int64))
 
 
-def _requantize(accumulators: Tensor, node: Node, axis: int, rounding: str) -> Tensor:
+def requantize(accumulators: Tensor, node: Node, axis: int, rounding: str) -> Tensor:
     """Bias, factor per channel along `axis`, zero point, limits."""
     shape = [1] * accumulators.dim()
     shape[axis] = -1
@@ -62,7 +62,7 @@ def _convolution(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFo
     top, left, bottom, right = node.attributes["padding"]
     stride, dilation, groups = (node.attributes[key] for key in ("stride", "dilation", "groups"))
     sums = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, stride, 0, dilation, groups)
-    return _requantize(sums, node, 1, rounding)
+    return requantize(sums, node, 1, rounding)
 
 
 def _transposed(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:
@@ -73,12 +73,12 @@ def _transposed(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFor
     _, height, width = node.shape
     spare = max(0, top + height - sums.shape[2]), max(0, left + width - sums.shape[3])
     sums = F.pad(sums, (0, spare[1], 0, spare[0]))[:, :, top : top + height, left : left + width]
-    return _requantize(sums, node, 1, rounding)
+    return requantize(sums, node, 1, rounding)
 
 
 def _linear(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:
     x, weight = _floats(node, operands[0], read[0])
-    return _requantize(x @ weight.T, node, -1, rounding)
+    return requantize(x @ weight.T, node, -1, rounding)
 
 
 def _factor(node: Node, index: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ def _softmax(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat
 
 
 def _layer_norm(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:
-    return _requantize(transformer.normalized(operands[0].long(), node.attributes["epsilon"]), node, -1, rounding)
+    return requantize(transformer.normalized(operands[0].long(), node.attributes["epsilon"]), node, -1, rounding)
 
 
 def _gelu(node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat], rounding: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,14 @@ class IntegerRunner:
                     continue
                 operands = [values[name] for name in node.inputs]
                 read = [formats[name] for name in node.inputs]
-                values[node.name] = KERNELS[node.op](node, operands, read, self.model.rounding)
+                values[node.name] = self.compute(node, operands, read)
                 for name in self._last[index]:
                     del values[name]
         return tuple(values[name] for name in self.model.outputs)
+
+    def compute(self, node: Node, operands: Sequence[Tensor], read: Sequence[TensorFormat]) -> Tensor:
+        """The output of one node from its operands, `[n, ...]` int32."""
+        return KERNELS[node.op](node, operands, read, self.model.rounding)
 
 
 def _last_reads(model: IntegerModel) -> list[list[str]]:
