@@ -18,7 +18,7 @@ from haq.adaptive.nesting import derived, nestings
 from haq.deployed.state import ModelState
 from haq.edges.documents import check_file, read_json, write_bytes, write_json
 from haq.edges.validation import one_line
-from haq.export.torch_file import restored, state_document
+from haq.export.torch_file import restored, state_document, state_of
 from haq.quant.nested import call_model
 from haq.values.errors import InputError
 from haq.values.policy import Policy
@@ -205,6 +205,25 @@ def load(folder: str | Path, model: nn.Module) -> Family:
     Raises:
         InputError: no family, damaged, or of another model.
     """
+    members, states, full = _read(folder)
+    modules = [
+        restored(model, state, tensors, source=f"{folder}, {member.name}")
+        for state, tensors, member in zip(states, full, members, strict=True)
+    ]
+    return Family(members, modules)
+
+
+def load_states(folder: str | Path, model: nn.Module) -> list[ModelState]:
+    """What each member of the family in `folder` was made of; arguments and errors as `load` has them."""
+    members, states, full = _read(folder)
+    return [
+        state_of(model, state, tensors, source=f"{folder}, {member.name}")
+        for state, tensors, member in zip(states, full, members, strict=True)
+    ]
+
+
+def _read(folder: str | Path) -> tuple[tuple[Member, ...], list[dict[str, Any]], list[dict[str, Tensor]]]:
+    """Members, and of each the document and all tensors of its state."""
     document = read_document(folder)
     path = Path(folder) / WEIGHTS
     check_file(path, limit=None)
@@ -221,8 +240,4 @@ def load(folder: str | Path, model: nn.Module) -> Family:
         full = [derived(number, nests[number], parts, states) for number in range(len(parts))]
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise InputError(f"{Path(folder) / DOCUMENT}: damaged: {error!r:.80}; make the family anew") from error
-    modules = [
-        restored(model, state, tensors, source=f"{folder}, {member.name}")
-        for state, tensors, member in zip(states, full, members, strict=True)
-    ]
-    return Family(members, modules)
+    return members, states, full

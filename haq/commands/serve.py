@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from haq.commands.options import Overrides, experiment_of
-from haq.commands.terminal import print_out, running
+from haq.commands.terminal import print_out, running, stderr
 from haq.values.errors import InputError
 
 
@@ -30,6 +30,11 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="Folder for what the service keeps; default: serving, in the source.")
     ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Renew activation ranges when what comes in drifts.")] = True,
+    reservoir_bytes: Annotated[int, typer.Option(min=1, help="Of the newest inputs, kept for that.")] = 16 << 20,
+    false_alarms: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="Share of windows without drift that look like it.")
+    ] = 0.01,
     experiment: Annotated[
         Path | None, typer.Option(help="Experiment file; default: the one that the source holds.")
     ] = None,
@@ -47,9 +52,14 @@ def serve(
         raise InputError(f"haq serve needs the package {error.name}: pip install 'haq[serve]'") from error
     from haq.adaptive.controller import controller_of
     from haq.adaptive.sessions import load_onnx
+    from haq.serve.calibrator import Calibrator, Source, resumed
     from haq.serve.engine import Engine, Version
+    from haq.serve.log import Log
+    from haq.serve.reservoir import Reservoir, check_budget
     from haq.serve.start import family_of_run, is_family
 
+    if controller is not None and not controller.is_file():
+        raise InputError(f"--controller {controller}: no such file")
     with running() as bars:
         folder, kept = source, state or source / "serving"
         if not is_family(source):
@@ -57,14 +67,21 @@ def serve(
 
             pieces = experiment_of(experiment, overrides) if experiment else family_experiment(source)
             folder = family_of_run(source, pieces, kept, bars)
-        family = load_onnx(folder, threads=threads)
-    if controller is not None and not controller.is_file():
-        raise InputError(f"--controller {controller}: no such file")
+        made = Source(folder, experiment, tuple(overrides or ()), threads)
+        log = Log(kept) if calibrate else None
+        version = resumed(made, kept, log) if log else Version(0, load_onnx(folder, threads=threads))
+    family = version.family
     chosen = controller_of(controller or folder, members=len(family.members))
+    metrics, reservoir = Metrics(), Reservoir(reservoir_bytes)
+    keep = reservoir.add if log else None
+    engine = Engine(version, chosen, window=window / 1000, most=batch, queue=queue, seen=keep)
+    background = []
+    if log:
+        check_budget(reservoir_bytes, [shape for _, shape, _ in family.inputs])
+        calibrator = Calibrator(engine, reservoir, made, kept, log, metrics, alarms=false_alarms, tell=stderr.print)
+        background.append(calibrator.run)
     listening = bind(host, port)
-    metrics = Metrics()
-    engine = Engine(Version(0, family), chosen, window=window / 1000, most=batch, queue=queue)
-    app = make_app(engine, metrics, Limits(bytes=max_bytes, samples=max_samples))
+    app = make_app(engine, metrics, Limits(bytes=max_bytes, samples=max_samples), background)
     name = f"[{host}]" if ":" in host else host
     where = f"http://{name}:{listening.getsockname()[1]}"
     run(app, listening, lambda: print_out(f"serving {len(family.members)} members on {where} (stop: Ctrl-C)"))

@@ -119,10 +119,26 @@ def restored(
     Raises:
         InputError: damaged, or of another model than `model`; names `source`.
     """
+    state = state_of(model, document, tensors, source=source)
+    try:
+        return restore(model, state)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{source}: damaged: {describe(error)}; export it anew") from error
+
+
+def state_of(
+    model: nn.Module, document: dict[str, Any], tensors: dict[str, Tensor], *, source: str | Path
+) -> ModelState:
+    """The state of which `state_document` made `document` and `tensors`, which are used up.
+
+    Raises:
+        InputError: damaged, or of another model than `model`; names `source`.
+    """
     try:
         tensors |= {name: tensors[twin] for name, twin in document.get("same", {}).items()}
-        model = prepared_like(model, tensors)
-        return restore(model, _state(model, document, tensors))
+        return _state(prepared_like(model, tensors), document, tensors)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:

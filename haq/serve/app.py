@@ -92,6 +92,7 @@ def make_app(
 
     async def shown(_: Request) -> Response:
         metrics.queue.set(engine.waiting)
+        metrics.version.set(engine.version.number)
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     routes = [Route("/predict", predict, methods=["POST"]), Route("/health", health), Route("/metrics", shown)]

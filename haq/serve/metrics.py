@@ -20,6 +20,13 @@ class Metrics:
             "haq_answers", "Samples by the member that answered.", ["member"], registry=self.registry
         )
         self.queue = Gauge("haq_queue", "Requests that wait.", registry=self.registry)
+        self.drift = Gauge("haq_drift_psi", "Largest population stability index, last window.", registry=self.registry)
+        self.threshold = Gauge("haq_drift_threshold", "From which it counts as drift.", registry=self.registry)
+        self.version = Gauge("haq_version", "Number of the ranges in use.", registry=self.registry)
+        self.calibrations = Counter(
+            "haq_calibrations", "Calibrations by what became of them.", ["outcome"], registry=self.registry
+        )
+        self.reservoir = Gauge("haq_reservoir_bytes", "Inputs kept to calibrate from.", registry=self.registry)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
