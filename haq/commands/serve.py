@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from haq.commands.options import Overrides, experiment_of
 from haq.commands.terminal import print_out, running, stderr
 from haq.values.errors import InputError
+
+if TYPE_CHECKING:
+    from haq.serve.calibrator import Source as CalibrationSource
 
 
 def serve(
@@ -43,6 +46,8 @@ def serve(
     """Serve a family, or a run's policy, over HTTP: POST /predict, GET /health, GET /metrics."""
     if experiment is None and overrides:
         raise InputError("--set: overrides keys of an experiment file; add --experiment")
+    if controller is not None and not controller.is_file():
+        raise InputError(f"--controller {controller}: no such file")
     try:
         from haq.serve.app import Limits, make_app
         from haq.serve.metrics import Metrics
@@ -51,31 +56,21 @@ def serve(
     except ImportError as error:
         raise InputError(f"haq serve needs the package {error.name}: pip install 'haq[serve]'") from error
     from haq.adaptive.controller import controller_of
-    from haq.adaptive.sessions import load_onnx
-    from haq.serve.calibrator import Calibrator, Source, resumed
-    from haq.serve.engine import Engine, Version
+    from haq.serve.calibrator import Calibrator, resumed
+    from haq.serve.engine import Engine
     from haq.serve.log import Log
     from haq.serve.reservoir import Reservoir, check_budget
-    from haq.serve.start import family_of_run, is_family
 
-    if controller is not None and not controller.is_file():
-        raise InputError(f"--controller {controller}: no such file")
-    with running() as bars:
-        folder, kept = source, state or source / "serving"
-        if not is_family(source):
-            from haq.runs.family import family_experiment
-
-            pieces = experiment_of(experiment, overrides) if experiment else family_experiment(source)
-            folder = family_of_run(source, pieces, kept, bars)
-        made = Source(folder, experiment, tuple(overrides or ()), threads)
-        log = Log(kept) if calibrate else None
-        version = resumed(made, kept, log) if log else Version(0, load_onnx(folder, threads=threads))
+    kept = state or source / "serving"
+    made = _family(source, kept, experiment, overrides, threads)
+    log = Log(kept) if calibrate else None
+    version = resumed(made, kept, log)
     family = version.family
-    chosen = controller_of(controller or folder, members=len(family.members))
-    metrics, reservoir = Metrics(), Reservoir(reservoir_bytes)
-    keep = reservoir.add if log else None
-    engine = Engine(version, chosen, window=window / 1000, most=batch, queue=queue, seen=keep)
-    background = []
+    chosen = controller_of(controller or made.family, members=len(family.members))
+    metrics, reservoir, background = Metrics(), Reservoir(reservoir_bytes), []
+    engine = Engine(
+        version, chosen, window=window / 1000, most=batch, queue=queue, seen=reservoir.add if calibrate else None
+    )
     if log:
         check_budget(reservoir_bytes, [shape for _, shape, _ in family.inputs])
         calibrator = Calibrator(engine, reservoir, made, kept, log, metrics, alarms=false_alarms, tell=stderr.print)
@@ -85,3 +80,20 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     where = f"http://{name}:{listening.getsockname()[1]}"
     run(app, listening, lambda: print_out(f"serving {len(family.members)} members on {where} (stop: Ctrl-C)"))
+
+
+def _family(
+    source: Path, kept: Path, experiment: Path | None, overrides: list[str] | None, threads: int
+) -> CalibrationSource:
+    """The family that is served: the source, or one made of a run's policy."""
+    from haq.serve.calibrator import Source
+    from haq.serve.start import family_of_run, is_family
+
+    folder = source
+    with running() as bars:
+        if not is_family(source):
+            from haq.runs.family import family_experiment
+
+            pieces = experiment_of(experiment, overrides) if experiment else family_experiment(source)
+            folder = family_of_run(source, pieces, kept, bars)
+    return Source(folder, experiment, tuple(overrides or ()), threads)

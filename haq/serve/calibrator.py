@@ -38,10 +38,10 @@ class Source:
     threads: int = 1
 
 
-def resumed(source: Source, state: Path, log: Log) -> Version:
+def resumed(source: Source, state: Path, log: Log | None) -> Version:
     """The version that was in use when the service ended, however it did; the family's own where there was none."""
-    number, name = log.last_version(source.family)
-    if name is not None:
+    number, name = log.last_version(source.family) if log else (0, None)
+    if log is not None and name is not None:
         try:
             return Version(number, load_onnx(state / name, threads=source.threads))
         except InputError as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from haq import Experiment, InputError
 from haq.adaptive.family import load_states
 from haq.commands.cli import app
+from haq.deployed.state import restore
 from haq.edges.documents import write_json
 from haq.runs.family import make_family
 from haq.serve.drift import Drift
@@ -52,20 +54,29 @@ def asked(tensor):
     return Asked({"input": tensor}, len(tensor), {})
 
 
-def test_new_ranges_are_those_of_what_layers_read(experiment, family):
+def test_new_ranges_are_those_of_what_layers_read_and_the_inputs_keep_theirs(experiment, family):
     state = load_states(family, experiment.model)[1]
     images = experiment.data.search.head(32).inputs * 3.0
-    first = next(iter(state.layers))
+    first, second = list(state.layers)[:2]
     fresh = renewed(experiment.model, state, [images[:16], images[16:]])
-    assert fresh.layers[first].input.scale == pytest.approx(float(images.max()) / 255, rel=1e-6)
-    assert state.layers[first].input.scale == pytest.approx(float(images.max()) / 3 / 255, rel=0.05)
+    assert fresh.layers[first].input is state.layers[first].input
+    read = []
+    module = restore(experiment.model, state, hooks=False)
+    module.get_submodule(second).register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with torch.no_grad():
+        module(state.layers[first].input(images))
+    assert fresh.layers[second].input.scale == pytest.approx(float(read[0].max()) / 255, rel=1e-5)
+    assert fresh.layers[second].input.scale != state.layers[second].input.scale
     assert all(fresh.layers[name].weight is layer.weight for name, layer in state.layers.items())
 
 
 def test_a_range_that_would_be_empty_is_refused(experiment, family):
     state = load_states(family, experiment.model)[0]
-    with pytest.raises(InputError, match="nothing but zeros"):
-        renewed(experiment.model, state, [torch.zeros(8, 1, 8, 8)])
+    dead = {name: torch.full_like(state.tensors[name], -1.0) for name in ("bn_stem.bias",)}
+    dead["bn_stem.weight"] = torch.zeros_like(state.tensors["bn_stem.weight"])
+    state = replace(state, tensors={**state.tensors, **dead})
+    with pytest.raises(InputError, match="layer depthwise: read nothing but zeros"):
+        renewed(experiment.model, state, [torch.rand(8, 1, 8, 8)])
 
 
 def test_a_calibration_on_shifted_inputs_is_better_there_and_its_log_line_says_by_how_much(
@@ -73,14 +84,14 @@ def test_a_calibration_on_shifted_inputs_is_better_there_and_its_log_line_says_b
 ):
     from safetensors.torch import save_file
 
-    images = experiment.data.search.head(96).inputs * 3.0
+    images = 0.3 * experiment.data.search.head(96).inputs  # all ranges but the inputs' are too wide for them
     path = tmp_path / "samples.safetensors"
     save_file({f"{n}.input": one[None].contiguous() for n, one in enumerate(images)}, str(path))
     out = tmp_path / "out"
     out.mkdir()
     found = calibrate({"family": str(family), "current": str(family), "samples": str(path)}, out)
     assert found["better"]
-    assert found["error"] < 0.7 * found["error_now"]
+    assert found["error"] < 0.98 * found["error_now"]
     held = batches(samples(images[1::2]))
     state = load_states(family, experiment.model)[1]
     wanted = reference(experiment.model, state, [batch["input"] for batch in held])
@@ -191,7 +202,7 @@ def test_too_few_bytes_are_refused_before_it_serves(family, tmp_path):
 
 @pytest.mark.slow
 def test_a_drift_is_calibrated_away_and_survives_a_kill(experiment, family, tmp_path):
-    images = (experiment.data.search.head(256).inputs * 3.0).tolist()
+    images = (0.3 * experiment.data.search.head(256).inputs).tolist()
 
     def start():
         command = [sys.executable, "-m", "haq", "serve", str(family), "--port", "0", "--state", str(tmp_path)]
