@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from haq.modules.attention import SplitAttention
 from haq.modules.embedding import Bag
+from haq.modules.products import linear_of
 from haq.modules.recurrent import Cell, Unrolled
 
 Keep = Callable[[str, nn.Module], bool]
@@ -38,8 +39,8 @@ def prepare(model: nn.Module, *, keep: Keep = lambda name, module: False) -> nn.
 
     Attention, recurrent layers and bags of embeddings become modules whose weights are those of linear layers and
     embeddings; weights that a parametrization, a weight or spectral norm or pruning computes are computed once. The
-    result computes the same, to rounding. A model without such modules is returned as it is; otherwise the result is
-    a copy that shares the parameters it can share, and `model` is left alone.
+    result computes the same, to rounding; models of Hugging Face return no caches. A model that needs none of this is
+    returned as it is; otherwise the result is a copy that shares the parameters it can share; `model` is left alone.
 
     Args:
         model: any module.
@@ -49,7 +50,7 @@ def prepare(model: nn.Module, *, keep: Keep = lambda name, module: False) -> nn.
         return model
     chosen = {name for name, module in model.named_modules() if _is_packed(module) or _is_computed(module)}
     kept = {name for name in chosen if keep(name, model.get_submodule(name))}
-    if not chosen:
+    if not chosen and not any(_caches(model)):
         return model
     owned = {
         id(parameter)
@@ -64,6 +65,8 @@ def prepare(model: nn.Module, *, keep: Keep = lambda name, module: False) -> nn.
         module.training = False
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # decided when it was built, from the attention that it had then
+    for config in _caches(result):
+        config.use_cache = False
     done: dict[int, nn.Module] = {}
     for name in chosen - kept:
         module = result.get_submodule(name)
@@ -73,6 +76,14 @@ def prepare(model: nn.Module, *, keep: Keep = lambda name, module: False) -> nn.
             result = _put(result, module, done.setdefault(id(module), _replacement(module)))
     setattr(result, _PREPARED, True)
     return result
+
+
+def _caches(model: nn.Module) -> Iterator[Any]:
+    """The configurations (of Hugging Face's models) that ask for caches of keys and values among the outputs."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False) is True:
+            yield config
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -86,6 +97,17 @@ def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return root
 
 
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Whether it is Hugging Face's `Conv1D`, a linear layer whose weight is stored the other way round."""
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def _turned(module: Any) -> nn.Module:
+    weight = nn.Parameter(module.weight.detach().t().contiguous(), requires_grad=module.weight.requires_grad)
+    return linear_of(weight, module.bias)
+
+
 def _packed_class(module: nn.Module) -> type[nn.Module] | None:
     """The class in `_REPLACED` whose forward `module` runs."""
     return next(
@@ -95,13 +117,12 @@ def _packed_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    return _packed_class(module) is not None
+    return _packed_class(module) is not None or _is_transposed_linear(module)
 
 
 def _replacement(module: nn.Module) -> nn.Module:
     cls = _packed_class(module)
-    assert cls is not None
-    made = _REPLACED[cls](module)
+    made = _turned(module) if cls is None else _REPLACED[cls](module)
     made._forward_hooks, made._forward_pre_hooks = module._forward_hooks, module._forward_pre_hooks
     return made
 

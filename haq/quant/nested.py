@@ -38,13 +38,25 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call with a tensor, with a tuple or list as positional, or with a dict as keyword arguments."""
+    """Call with a tensor, with a tuple or list as positional, or with a dict as keyword arguments.
+
+    Of an output of Hugging Face's models, the scores: see `scores_of`.
+    """
     with plain_paths():
         if isinstance(inputs, Mapping):
-            return model(**inputs)
+            return scores_of(model(**inputs))
         if isinstance(inputs, tuple | list):
-            return model(*inputs)
-        return model(inputs)
+            return scores_of(model(*inputs))
+        return scores_of(model(inputs))
+
+
+def scores_of(outputs: Any) -> Any:
+    """Of a `transformers.ModelOutput` its `logits`, or without these its first tensor; all else as it is."""
+    if not (isinstance(outputs, Mapping) and hasattr(outputs, "to_tuple")):
+        return outputs
+    if isinstance(outputs.get("logits"), Tensor):
+        return outputs["logits"]
+    return next(tensors_in(outputs), outputs)
 
 
 def pick_device(name: str) -> torch.device:

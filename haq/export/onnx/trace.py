@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from haq.deployed.state import ModelState, QuantizeInput, restore
 from haq.modules import plain_paths
 from haq.quant.formats.half import Identity
-from haq.quant.nested import call_model, map_tensors, tensors_in
+from haq.quant.nested import call_model, map_tensors, scores_of, tensors_in
 from haq.values.errors import InputError
 
 MARKERS = "haq.markers"
@@ -89,6 +89,17 @@ class _Plain(nn.Module):
         return self.module(*args, **kwargs)
 
 
+class _Named(nn.Module):
+    """Takes by position what a model takes by name, and nothing else: an exporter would add defaults as inputs."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *values: Any) -> Any:
+        return self.module(**dict(zip(self.names, values, strict=True)))
+
+
 class _MarkInput:
     """A quantizer in name only."""
 
@@ -123,7 +134,7 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
     inputs = map_tensors(lambda tensor: tensor[:2], inputs)  # the operators do not depend on how many there are
     call = _call(model, state, inputs)
     try:
-        return _by_torchscript(_marked(model, state, _mark_scripted), call)
+        return _by_torchscript(call.on(_marked(model, state, _mark_scripted)), call)
     except Exception as error:  # whatever the model raises, or the exporter for an operator it does not know
         first = error
     if find_spec("onnxscript") is None:
@@ -131,7 +142,7 @@ def trace_marked(model: nn.Module, state: ModelState, inputs: Any) -> onnx.Model
             f"{_failure(model, first)}; pip install 'haq[onnx]' has onnxscript, with which torch.export is tried, too"
         ) from first
     try:
-        return _by_torch_export(_marked(model, state, _mark_exported), call)
+        return _by_torch_export(call.on(_marked(model, state, _mark_exported)), call)
     except Exception as error:
         raise InputError(f"{_failure(model, error)}; replace that operator, or use --format torch") from error
 
@@ -141,19 +152,23 @@ class _Call:
     """How the model is called, and what inputs and outputs are called."""
 
     arguments: tuple[Any, ...]
-    named: dict[str, Any]
+    by_name: bool
     inputs: list[str]
     outputs: list[str]
+
+    def on(self, module: nn.Module) -> nn.Module:
+        """What is to be called with the arguments by position."""
+        return _Named(module, self.inputs) if self.by_name else module
 
 
 def _call(model: nn.Module, state: ModelState, inputs: Any) -> _Call:
     named = _in_order(model, inputs) if isinstance(inputs, Mapping) else {}
-    arguments = () if named else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    arguments = tuple(named.values() if named else inputs if isinstance(inputs, tuple | list) else (inputs,))
     names = list(named) or (["input"] if len(arguments) == 1 else [f"input_{i}" for i in range(len(arguments))])
     with torch.no_grad():
         count = len(list(tensors_in(call_model(_marked(model, state, _mark_scripted), inputs))))
     outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
-    return _Call(arguments, named, names, outputs)
+    return _Call(arguments, bool(named), names, outputs)
 
 
 def _by_torchscript(module: nn.Module, call: _Call) -> onnx.ModelProto:
@@ -163,7 +178,6 @@ def _by_torchscript(module: nn.Module, call: _Call) -> onnx.ModelProto:
             module,
             call.arguments,
             stream,  # type: ignore[arg-type]
-            kwargs=call.named or None,
             dynamo=False,
             opset_version=OPSET,
             custom_opsets={MARKERS: 1},
@@ -179,12 +193,11 @@ def _by_torch_export(module: nn.Module, call: _Call) -> onnx.ModelProto:
         program = torch.onnx.export(
             module,
             call.arguments,
-            kwargs=call.named or None,
             dynamo=True,
             opset_version=OPSET,
             input_names=call.inputs,
             output_names=call.outputs,
-            dynamic_shapes=_free_batch(call.named or call.arguments),
+            dynamic_shapes=(_free_batch(call.arguments),) if call.by_name else _free_batch(call.arguments),
             optimize=True,
             verbose=False,
         )
@@ -224,6 +237,7 @@ def _in_order(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _marked(model: nn.Module, state: ModelState, mark: Mark) -> nn.Module:
     module = restore(model, state, hooks=False)
+    module.register_forward_hook(lambda _, __, outputs: scores_of(outputs))
     for name, layer in state.layers.items():
         target = module.get_submodule(name)
         parametrize.register_parametrization(target, "weight", _MarkWeight(name, mark), unsafe=True)

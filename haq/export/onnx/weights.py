@@ -150,8 +150,8 @@ def split_gemms(graph: Graph) -> None:
             helper.make_node("MatMul", [gemm.input[0], turned], [product]),
         ]
         if len(gemm.input) > 2:
-            bias = graph.value(gemm.input[2])
-            assert bias is not None
+            bias = graph.computed(gemm.input[2])
+            assert bias is not None  # a parameter, perhaps behind an Identity
             minus = graph.constant(f"{gemm.name}.minus_bias", -bias)
             nodes.append(helper.make_node("Sub", [product, minus], [gemm.output[0]]))
         else:
