@@ -314,3 +314,17 @@ def test_layers_that_share_a_weight_are_refused():
     model[2].weight = model[0].weight
     with pytest.raises(InputError, match="layer '0': its weight is also that of 2; call one module several times"):
         QuantizedModel(model, calibration=[(torch.randn(8, 4), None)])
+
+
+def test_of_a_hugging_face_output_the_scores_count():
+    from haq.quant.nested import scores_of
+
+    class Output(dict):
+        def to_tuple(self):
+            return tuple(self.values())
+
+    hidden, logits = torch.zeros(2, 3), torch.ones(2, 4)
+    assert scores_of(Output(hidden=hidden, logits=logits)) is logits
+    assert scores_of(Output(loss=None, hidden=hidden)) is hidden
+    plain = {"hidden": hidden, "logits": logits}
+    assert scores_of(plain) is plain
