@@ -29,7 +29,8 @@ def study(
     repair: Annotated[
         list[str] | None,
         typer.Option(
-            help="none, bn, equalize, adaround, gptq, bias_correction or qat; may be repeated. Default: no adaround."
+            help="none, bn, equalize, absorb_bias, adaround, gptq, bias_correction or qat; may be repeated. Default: "
+            "neither absorb_bias nor adaround."
         ),
     ] = None,
     calibration: Annotated[

@@ -22,7 +22,8 @@ from haq.problem.budgets import allowed_drop, nearest_to_8_bit, resolved_bound
 from haq.problem.space import SearchSpace, build_space
 from haq.quant import QuantizedModel, resolve
 from haq.quant.nested import pick_device
-from haq.repair import equalize
+from haq.repair.absorb import absorb_bias
+from haq.repair.equalize import equalize, find_pairs
 from haq.trace import prepared_model, trace
 from haq.values.errors import InputError
 from haq.values.network import Network
@@ -117,10 +118,16 @@ class Pieces:
 
     @cached_property
     def equalized_model(self) -> nn.Module:
-        """The float model as it is quantized: it computes the same as `model`, with ranges that suit it better."""
-        if "equalize" not in self.quantization.repairs:
-            return self.model
-        return equalize(self.model, self.given_data.train.head(2).inputs)
+        """The float model as it is quantized: it computes the same as `model` (or nearly, where biases are absorbed),
+        with ranges that suit it better."""
+        repairs, model = self.quantization.repairs, self.model
+        if not {"equalize", "absorb_bias"} & set(repairs):
+            return model
+        inputs = self.given_data.train.head(2).inputs
+        pairs = find_pairs(model, inputs)
+        if "equalize" in repairs:
+            model = equalize(model, inputs)
+        return absorb_bias(model, inputs, pairs) if "absorb_bias" in repairs else model
 
     @cached_property
     def quantized(self) -> QuantizedModel:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from haq.edges.validation import Section
 
+OF_THE_FLOAT_MODEL = ("equalize", "absorb_bias")
+"""Repairs that rewrite the float model, once for all policies; networks that are fine-tuned may start from it."""
+
 
 class QuantizationConfig(Section):
     """How numbers become integers. What is left out comes from the device profile, else from the defaults here."""
@@ -34,9 +37,10 @@ class QuantizationConfig(Section):
     batch_norm: Literal["keep", "fold", "reestimate"] = "keep"
     """`fold` into the weights before quantizing; `reestimate` running statistics of each policy on calibration data."""
     bias_correction: bool = False
-    repairs: tuple[Literal["equalize", "adaround", "gptq", "bias_correction"], ...] = ()
+    repairs: tuple[Literal["equalize", "absorb_bias", "adaround", "gptq", "bias_correction"], ...] = ()
     """What makes up for quantization without training the network, done in this order whatever that of the list:
-    `equalize` channel ranges across layers, round weights by data (`adaround` or `gptq`), correct biases."""
+    `equalize` channel ranges across layers, move high biases on (`absorb_bias`), round weights by data (`adaround` or
+    `gptq`), correct biases."""
     repair_iterations: int = Field(10_000, ge=1)
     """Steps of `adaround` for each layer."""
 

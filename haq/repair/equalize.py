@@ -37,12 +37,16 @@ class Pair:
         second: its inputs.
         norm: name of the batch norm between them.
         clip: name of the ReLU6 between them.
+        behind: name of the batch norm that alone reads the second.
+        shifts: whether a constant added to a channel goes through to the second, too.
     """
 
     first: str
     second: str
     norm: str | None = None
     clip: str | None = None
+    behind: str | None = None
+    shifts: bool = True
 
 
 def equalize(model: nn.Module, inputs: Any) -> nn.Module:
@@ -53,7 +57,7 @@ def equalize(model: nn.Module, inputs: Any) -> nn.Module:
     that of the second multiplied, r being the largest absolute weight; over all pairs, until nothing changes. A batch
     norm in between takes part: the first layer gets the magnitude that it has with the norm folded in, and the norm's
     statistics and affine part follow, so that it may be folded, kept or re-estimated later. A ReLU6
-    module becomes a clip with a bound for each channel. Biases are not absorbed.
+    module becomes a clip with a bound for each channel. `absorb_bias` is the paper's next step.
 
     Args:
         model: the float model; left as it is.
@@ -119,7 +123,7 @@ def _next(node: Node, first: str, held: Mapping[str, str]) -> Pair | None:
     """The pair of a layer and the one that alone reads what it wrote, through batch norm, activation and pools."""
     norm: str | None = None
     clip: str | None = None
-    linear = _operator(node) == "linear"
+    linear, shifts = _operator(node) == "linear", True
     while len(node.users) == 1:
         reader = next(iter(node.users))
         if not reader.args or reader.args[0] is not node:
@@ -127,9 +131,10 @@ def _next(node: Node, first: str, held: Mapping[str, str]) -> Pair | None:
         operator = _operator(reader)
         if operator in _LAYERS:
             second = _layer(reader, held)
-            return None if second is None else Pair(first, second, norm, clip)
+            behind = _batch_norm(next(iter(reader.users)), held) if len(reader.users) == 1 else None
+            return None if second is None else Pair(first, second, norm, clip, behind, shifts)
         if operator == "batch_norm" and norm is None:
-            norm = held.get(getattr(reader.args[1], "name", ""), "").removesuffix(".weight") or None
+            norm = _batch_norm(reader, held)
             if norm is None:
                 return None
         elif operator in _CLIPS and clip is None and not linear:
@@ -138,8 +143,22 @@ def _next(node: Node, first: str, held: Mapping[str, str]) -> Pair | None:
                 return None
         elif not _keeps_channels(reader, operator, linear=linear):
             return None
+        shifts = shifts and _keeps_shift(reader, operator)
         node = reader
     return None
+
+
+def _batch_norm(node: Node, held: Mapping[str, str]) -> str | None:
+    """The name of the batch norm that a node calls, if its scale is a parameter."""
+    if _operator(node) != "batch_norm":
+        return None
+    return held.get(getattr(node.args[1], "name", ""), "").removesuffix(".weight") or None
+
+
+def _keeps_shift(node: Node, operator: str) -> bool:
+    """Whether a constant goes through: not where zeros are padded."""
+    padding = node.args[3] if operator.startswith("avg_pool") and len(node.args) > 3 else ()
+    return operator not in ("pad", "constant_pad_nd") and not any(padding if isinstance(padding, list | tuple) else ())
 
 
 def _module(node: Node) -> str | None:
@@ -256,7 +275,7 @@ def _balance(model: nn.Module, pair: Pair) -> float:
     return float((factor.log()).abs().max())
 
 
-def _by_input(layer: nn.Module, channels: int) -> tuple[Tensor, int]:
+def by_input(layer: nn.Module, channels: int) -> tuple[Tensor, int]:
     """The weight as `[groups, out, channels of a group, rest]`."""
     weight = layer._parameters["weight"]
     assert weight is not None
@@ -268,10 +287,10 @@ def _by_input(layer: nn.Module, channels: int) -> tuple[Tensor, int]:
 
 def _input_range(layer: nn.Module, channels: int) -> Tensor:
     """The largest absolute weight that reads each channel."""
-    weight, _ = _by_input(layer, channels)
+    weight, _ = by_input(layer, channels)
     return weight.abs().amax(dim=(1, 3)).flatten()
 
 
 def _multiply_inputs(layer: nn.Module, factor: Tensor) -> None:
-    weight, groups = _by_input(layer, len(factor))
+    weight, groups = by_input(layer, len(factor))
     weight.mul_(factor.reshape(groups, 1, -1, 1))

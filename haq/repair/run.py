@@ -1,4 +1,4 @@
-"""Repairs in the field's order: equalize, round the weights, correct biases."""
+"""Repairs in the field's order: equalize, absorb biases, round the weights, correct biases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from haq.quant import QuantizedModel, correct_bias
-from haq.quant.settings import QuantizationConfig
+from haq.quant.settings import OF_THE_FLOAT_MODEL, QuantizationConfig
 from haq.repair.adaround import adaround
 from haq.repair.gptq import gptq
 from haq.repair.grid import Grid, LayerData
@@ -16,14 +16,15 @@ from haq.repair.store import RepairedWeights
 from haq.values.errors import InputError
 from haq.values.formats import Precision
 
-ORDER = ("equalize", "adaround", "gptq", "bias_correction")
+ORDER = ("equalize", "absorb_bias", "adaround", "gptq", "bias_correction")
 _ROUNDING: Mapping[str, Callable[..., Tensor | None]] = {"adaround": adaround, "gptq": gptq}
 
 
 def in_order(quantization: QuantizationConfig) -> tuple[str, ...]:
-    """The repairs that settings ask for under each policy, first what is done first; `equalize` is done before."""
+    """The repairs that settings ask for under each policy, first what is done first; those of the float
+    model are done before."""
     asked = {*quantization.repairs, *(["bias_correction"] if quantization.bias_correction else [])}
-    return tuple(name for name in ORDER if name in asked and name != "equalize")
+    return tuple(name for name in ORDER if name in asked and name not in OF_THE_FLOAT_MODEL)
 
 
 def with_repair(repairs: Sequence[str], name: str) -> tuple[str, ...]:

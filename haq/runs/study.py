@@ -26,7 +26,7 @@ from haq.values.policy import Policy
 from haq.values.trial import Measurement
 
 PRECISIONS = ("w8a8", "w4a8", "w4a4", "w2a8")
-TREATMENTS = ("none", "bn", *(name for name in ORDER if name != "adaround"), "qat")
+TREATMENTS = ("none", "bn", *(name for name in ORDER if name not in ("absorb_bias", "adaround")), "qat")
 _KNOWN = ("none", "bn", *ORDER, "qat")
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 _TIE = 2.0

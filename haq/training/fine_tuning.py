@@ -18,6 +18,7 @@ from haq.distributed import GradientError
 from haq.edges.user_code import describe
 from haq.quant import QuantizedModel, reestimate_batch_norm
 from haq.quant.nested import Batches, Loss, call_model, map_tensors, tensors_in
+from haq.quant.settings import OF_THE_FLOAT_MODEL
 from haq.training import TrainableModel
 from haq.training.data_parallel import Launch, Member, Share, peer_lost
 from haq.training.distillation import DISTILLATIONS, classes_second, teacher_outputs
@@ -83,7 +84,7 @@ class FineTuner:
     ) -> None:
         if quantized.quantization.bias_correction:
             raise InputError("quantization.bias_correction: fine-tuning learns the biases; leave it out")
-        if idle := [name for name in quantized.quantization.repairs if name != "equalize"]:
+        if idle := [name for name in quantized.quantization.repairs if name not in OF_THE_FLOAT_MODEL]:
             raise InputError(f"quantization.repairs: fine-tuning learns what {idle[0]} repairs; leave it out")
         self.model = TrainableModel(model, quantized, scheme=settings.quantizer, ternary=settings.ternary)
         self._settings, self._loss, self._own_step = settings, loss, training_step
