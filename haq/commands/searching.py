@@ -28,10 +28,16 @@ from haq.commands.terminal import (
     show_front,
     show_result,
 )
+from haq.values.errors import InputError
 
 
 def search(
-    experiment: ExperimentFile,
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="Experiment file (TOML); or --example.")
+    ] = None,
+    example: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An experiment that comes with haq, such as quickstart.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the experiment>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -47,7 +53,7 @@ def search(
         from haq.runs.front import points, run_front
         from haq.runs.search import run_experiment
 
-        pieces = experiment_of(experiment, [*(overrides or []), *options])
+        pieces = experiment_of(_file(experiment, example), [*(overrides or []), *options])
         several = len(points(pieces.config)) > 1
         run = run_front if several else run_experiment
         folder, result = run(pieces, out=out, resume=resume, command=command, reporter=bars)
@@ -55,6 +61,19 @@ def search(
         print_json({"folder": str(folder), **result})
         return
     (show_front if several else show_result)(folder, result)
+
+
+def _file(experiment: Path | None, example: str | None) -> Path:
+    """The experiment that is meant: the user's file, or one that comes with the package."""
+    from haq.experiment.examples import example_path
+
+    if experiment is not None and example is not None:
+        raise InputError(f"--example {example}: leave it out, or the file {experiment}")
+    if experiment is not None:
+        return experiment
+    if example is None:
+        raise InputError("haq search: give an experiment file, or --example quickstart; haq init writes one")
+    return example_path(example)
 
 
 def sweep(

@@ -18,7 +18,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from haq.edges.documents import to_json
-from haq.hardware.float_work import coverage_lines
 from haq.report.units import unit_of
 from haq.values.errors import printable
 from haq.values.policy import Policy
@@ -119,6 +118,8 @@ def number_text(value: Any) -> str:
 
 def show_result(folder: Path, result: dict[str, Any]) -> None:
     """How much better in one line; scores and costs beside float and 8 bit; bits per layer; what to do next."""
+    from haq.hardware.float_work import coverage_lines  # with numpy: not at every start
+
     floating = {"test_score": result["float"]["test_score"], "score": result["float"]["search_score"]}
     columns: dict[str, dict[str, Any]] = {"float": {**floating, "costs": result["float"]["costs"]}}
     named = (("8 bit", result["eight_bit"]), *result["baselines"].items(), ("answer", result["answer"]))
@@ -177,6 +178,8 @@ def show_front(folder: Path, document: dict[str, Any]) -> None:
 
 def show_cost(report: dict[str, Any], *, title: str) -> None:
     """Costs per layer and per switch."""
+    from haq.hardware.float_work import coverage_lines
+
     metrics = [metric for metric in report["totals"] if metric != "peak_activation_bytes"]
     layers = new_table("layer", "precision", *metrics, title=title)
     for row in report["layers"]:
