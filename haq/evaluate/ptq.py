@@ -71,7 +71,7 @@ class PTQEvaluator(SplitEvaluator):
             if self._reestimates:
                 reestimate_batch_norm(self.model)
             measured = self._score(self.model, self.fidelity, start)
-            details = {f"{name}_seconds": value for name, value in seconds.items() if name in REPAIRING}
+            details = {f"{name}_seconds": value for name, value in seconds.items()}
             return replace(measured, details={**measured.details, **details}) if details else measured
         except InputError as error:
             self.float_measurement()

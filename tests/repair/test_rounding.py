@@ -176,13 +176,14 @@ QUICKSTART = "experiments/quickstart.toml"
 
 
 def test_rungs_repair_and_export_what_they_scored(tmp_path):
-    options = ["evaluator.kind='gptq'", "evaluator.samples=200"]
+    options = ["evaluator.kind='gptq'", "evaluator.samples=200", "quantization.repairs=['bias_correction']"]
     experiment = Experiment.load(QUICKSTART, overrides=options)
     policy = Policy.uniform(experiment.network.layer_names, Precision.parse("w2a8"))
     measured = experiment.evaluator("search")(policy)
     assert measured.fidelity == "gptq"
     assert measured.details["gptq_seconds"] > 0
-    plain = Experiment.load(QUICKSTART, overrides=options[1:]).evaluator("search")(policy)
+    assert measured.details["bias_correction_seconds"] > 0
+    plain = Experiment.load(QUICKSTART, overrides=options[1:2]).evaluator("search")(policy)
     assert measured.score > plain.score + 3
     write_json(tmp_path / "policy.json", {"policy": policy.to_doc()})
     document = export_policy(experiment, tmp_path / "policy.json", tmp_path / "F", format="torch", check=True)
