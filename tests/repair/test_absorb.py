@@ -98,6 +98,7 @@ def test_a_model_with_nothing_to_absorb_is_refused(model):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_what_is_quantized(tmp_path):
     options = ["quantization.calibration_samples=64", "quantization.repairs=['absorb_bias','equalize']"]
     experiment = Experiment.load("experiments/mobilenet_v2_small_cortex_m7_ilp.toml", overrides=options)

@@ -107,6 +107,7 @@ def test_a_model_without_such_a_pair_is_refused(model):
 MOBILENET = "experiments/mobilenet_v2_small_cortex_m7_ilp.toml"
 
 
+@pytest.mark.slow
 def test_it_helps_weights_with_one_scale_for_a_tensor_and_is_exported(tmp_path):
     """A network whose channels were scaled apart (the same function) loses most of its accuracy per tensor, until
     equalization brings them together again."""

@@ -72,6 +72,7 @@ def test_points_of_a_device_share_one_scoring(front):
     assert len(set(tables)) == 1
 
 
+@pytest.mark.slow
 def test_files_are_there_and_a_second_run_must_resume(front):
     folder, document = front
     assert {"front.csv", "front.json", "compare.html"} <= {path.name for path in folder.iterdir()}
@@ -85,6 +86,7 @@ def test_files_are_there_and_a_second_run_must_resume(front):
     assert {path: path.read_bytes() for path in folder.glob("*/trials.jsonl")} == before
 
 
+@pytest.mark.slow
 def test_with_a_ladder_each_point_keeps_the_answer_of_its_own_run(tmp_path):
     front = load('budgets.latency_ms=["90%", "95%"]', 'evaluator.ladder=["ptq", "bn"]')
     folder, document = run_front(front, out=tmp_path / "run")

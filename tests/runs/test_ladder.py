@@ -163,6 +163,7 @@ class Notes(Silent):
         return sum(int(text.split()[0]) for text in self.texts if "came from the cache" in text)
 
 
+@pytest.mark.slow
 def test_a_rung_s_measurements_are_kept_between_runs_apart_from_those_of_other_rungs(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

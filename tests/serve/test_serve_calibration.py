@@ -110,6 +110,7 @@ def test_statistics_for_drift_are_of_the_search_split(experiment, family, tmp_pa
     assert statistics[:, 2] == pytest.approx(images.amax(dim=1).numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_drift_is_told_from_noise_at_the_rate_that_was_asked_for():
     rng = np.random.default_rng(0)
     alarms = 0
