@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 
 from haq.engine.popcount import PackedLayer, Scheme, paths
-from haq.engine.popcount.library import load
+from haq.engine.popcount.compiled import load
 
 SCHEMES = {
     "binary": (Scheme("binary"), 1),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from haq.adaptive.nesting import derived, nestings
 from haq.deployed.state import ModelState
-from haq.edges.documents import check_file, read_json, write_bytes, write_json
+from haq.edges.documents import check_file, read_json, to_json, write_bytes, write_json
 from haq.edges.validation import one_line
 from haq.export.torch_file import restored, state_document, state_of
 from haq.quant.nested import call_model
@@ -76,7 +76,7 @@ def save_family(
     inside = nestings([document for _, document in parts], [tensors for tensors, _ in parts]) if nested else {}
     alone = 0
     for number, (tensors, document) in enumerate(parts):
-        alone += len(save(tensors, metadata={"haq": str(document)}))
+        alone += len(save(tensors, metadata={"haq": to_json(document)}))
         names = {}
         for name, tensor in tensors.items():
             if (number, name) in inside:

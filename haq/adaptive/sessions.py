@@ -123,7 +123,7 @@ def load_onnx(folder: str | Path, *, threads: int = 1) -> OnnxFamily:
     """
     path, document = Path(folder), read_document(folder)
     try:
-        import onnxruntime as ort
+        from haq.export.onnx.run import session
     except ImportError as error:
         raise InputError("running a family needs the package onnxruntime: pip install 'haq[onnx]'") from error
     sessions = []
@@ -132,18 +132,8 @@ def load_onnx(folder: str | Path, *, threads: int = 1) -> OnnxFamily:
         if not file.is_file():
             raise InputError(f"{file}: not there; make the family anew with haq[onnx] installed")
         check_file(file, limit=None)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
-            # By its path, so that the runtime finds the shared weights beside it and maps them.
-            sessions.append(
-                ort.InferenceSession(
-                    str(file),
-                    options,
-                    providers=["CPUExecutionProvider"],
-                    disabled_optimizers=["WeightBiasQuantization"],
-                )
-            )
+            sessions.append(session(str(file), threads=threads))
         except Exception as error:  # the runtime's own exceptions share no base
             raise InputError(f"{file}: ONNX Runtime cannot load it: {str(error).splitlines()[0]:.200}") from error
     return OnnxFamily(path, document, sessions)

@@ -10,14 +10,13 @@ import typer
 from haq.commands.options import (
     AsJson,
     Overrides,
-    experiment_of,
+    experiment_or,
 )
 from haq.commands.terminal import (
     print_json,
     running,
     show_export,
 )
-from haq.values.errors import InputError
 from haq.values.rung import Rung
 
 if TYPE_CHECKING:
@@ -64,9 +63,7 @@ def export(
         from haq.commands.export import export_policy, policy_file
         from haq.export import ExportOptions
 
-        if experiment is None and overrides:
-            raise InputError("--set: overrides keys of an experiment file; add --experiment")
-        pieces = experiment_of(experiment, overrides) if experiment else _stored(policy_file(source))
+        pieces = experiment_or(experiment, overrides, lambda: _stored(policy_file(source)))
         trains = Rung(pieces.config.evaluator.rungs[-1]).trains
         bars.stage(f"{'fine-tuning and ' if trains else ''}exporting to {format}")
         document = export_policy(

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from haq.commands.options import AsJson, Overrides, experiment_of
+from haq.commands.options import AsJson, Overrides, experiment_or
 from haq.commands.terminal import compact_table, number_text, print_json, print_out, running, unit_row
-from haq.values.errors import InputError
 
 
 def family(
@@ -29,9 +28,7 @@ def family(
     with running() as bars:
         from haq.runs.family import family_experiment, front_policies, make_family
 
-        if experiment is None and overrides:
-            raise InputError("--set: overrides keys of an experiment file; add --experiment")
-        pieces = experiment_of(experiment, overrides) if experiment else family_experiment(source)
+        pieces = experiment_or(experiment, overrides, lambda: family_experiment(source))
         bars.stage("choosing members")
         policies = front_policies(source, pieces, count=members, by=by)
         document = make_family(pieces, policies, out, train=train, nested=nested, source=str(source), reporter=bars)
@@ -79,9 +76,7 @@ def adapt(
         from haq.runs.adapt import adapt as fit
         from haq.runs.adapt import stored_experiment
 
-        if experiment is None and overrides:
-            raise InputError("--set: overrides keys of an experiment file; add --experiment")
-        pieces = experiment_of(experiment, overrides) if experiment else stored_experiment(family)
+        pieces = experiment_or(experiment, overrides, lambda: stored_experiment(family))
         bars.stage("fitting the controller")
         document = fit(
             pieces,

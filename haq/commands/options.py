@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from haq.values.errors import InputError
 
 if TYPE_CHECKING:
     from haq.experiment.experiment import Experiment
@@ -39,6 +42,19 @@ def experiment_of(path: Path, overrides: list[str] | None) -> Experiment:
     from haq.experiment.experiment import Experiment
 
     return Experiment.load(path, overrides=overrides or [])
+
+
+def experiment_or(experiment: Path | None, overrides: list[str] | None, stored: Callable[[], Experiment]) -> Experiment:
+    """The experiment of the file that is given, else the one that a run, a policy or a family says it is from.
+
+    Raises:
+        InputError: overrides without a file; see `Experiment.recorded`.
+    """
+    if experiment is not None:
+        return experiment_of(experiment, overrides)
+    if overrides:
+        raise InputError("--set: overrides keys of an experiment file; add --experiment")
+    return stored()
 
 
 def evaluating(no_cache: bool, workers: int | None, ray_address: str | None) -> list[str]:

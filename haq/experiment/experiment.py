@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -80,15 +81,32 @@ class Experiment(Pieces):
         """
         document = read_json(path)
         try:
-            config = ExperimentConfig.model_validate_json(json.dumps(document["provenance"]["config"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: does not say which experiment it is from; add --experiment") from error
+            record = document["provenance"]["config"]
+        except (KeyError, TypeError):
+            record = None
+        return cls.recorded(record, source=path)
+
+    @classmethod
+    def recorded(cls, record: Any, *, source: str | Path) -> Experiment:
+        """The experiment that a file from anybody says it is from: its configuration, which may name no code.
+
+        Args:
+            record: the configuration as plain data.
+            source: the file, for messages.
+
+        Raises:
+            InputError: none, a damaged one, or one that names code.
+        """
+        if not isinstance(record, dict):
+            raise InputError(f"{source}: does not say which experiment it is from; add --experiment")
+        try:
+            config = ExperimentConfig.model_validate_json(json.dumps(record))
         except ValidationError as error:
-            raise InputError(f"{path}: provenance.config.{one_line(error)}; give another --experiment") from error
+            raise InputError(f"{source}: its experiment: {one_line(error)}; give another --experiment") from error
         if (named := named_code(config)) is not None:
             raise InputError(
-                f"{path}: its experiment runs code, {named[0]} = {named[1]!r}, and a policy file runs none, for it may "
-                "come from anybody; if it is yours, add --experiment with the experiment file"
+                f"{source}: its experiment runs code, {named[0]} = {named[1]!r}, and files that may come from anybody "
+                "run none; if it is yours, add --experiment with the experiment file"
             )
         return cls(config)
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from haq.quant import QuantizedModel
 from haq.repair.grid import Grid, LayerData, outputs
 from haq.values.errors import InputError
-from haq.values.formats import Precision
 
 _LOW, _HIGH = -0.1, 1.1
 _BATCH, _RATE, _WEIGHT = 32, 1e-2, 0.01
@@ -17,9 +16,7 @@ _WARM_UP = 0.2
 LEAST_SAMPLES = 32
 
 
-def adaround(
-    model: QuantizedModel, layer: str, precision: Precision, data: LayerData, grid: Grid, *, iterations: int, seed: int
-) -> Tensor:
+def adaround(model: QuantizedModel, layer: str, data: LayerData, grid: Grid, *, iterations: int, seed: int) -> Tensor:
     """The weight of `layer` on its grid.
 
     Nagel et al., "Up or down? Adaptive rounding for post-training quantization" (ICML 2020), equations 21 to 25, with
@@ -30,7 +27,6 @@ def adaround(
     Args:
         model: in float.
         layer: its name.
-        precision: of weights and inputs.
         data: what it reads.
         grid: of its weight.
         iterations: steps; the paper's are 10,000.

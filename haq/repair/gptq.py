@@ -8,15 +8,12 @@ from torch.nn import functional
 
 from haq.quant import QuantizedModel
 from haq.repair.grid import Grid, LayerData
-from haq.values.formats import Precision
 
 _DAMPING = 0.01
 _BLOCK = 128
 
 
-def gptq(
-    model: QuantizedModel, layer: str, precision: Precision, data: LayerData, grid: Grid, *, iterations: int, seed: int
-) -> Tensor | None:
+def gptq(model: QuantizedModel, layer: str, data: LayerData, grid: Grid) -> Tensor | None:
     """The weight of `layer` on its grid; `None` for kinds of layers that are no product with a matrix of inputs.
 
     Frantar et al., "GPTQ: Accurate post-training quantization for generative pre-trained transformers" (ICLR 2023), in
@@ -27,11 +24,8 @@ def gptq(
     Args:
         model: in float.
         layer: its name.
-        precision: of weights and inputs.
         data: what it reads.
         grid: of its weight.
-        iterations: not used.
-        seed: not used: nothing is drawn.
     """
     module = model.layers[layer]
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -15,9 +15,9 @@ from haq.repair.grid import Grid, LayerData
 from haq.repair.store import RepairedWeights
 from haq.values.errors import InputError
 from haq.values.formats import Precision
+from haq.values.rung import REPAIRING
 
 ORDER = ("equalize", "absorb_bias", "adaround", "gptq", "bias_correction")
-_ROUNDING: Mapping[str, Callable[..., Tensor | None]] = {"adaround": adaround, "gptq": gptq}
 
 
 def in_order(quantization: QuantizationConfig) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def in_order(quantization: QuantizationConfig) -> tuple[str, ...]:
 
 def with_repair(repairs: Sequence[str], name: str) -> tuple[str, ...]:
     """`repairs` with a rounding of the weights in place of the one that they may have."""
-    kept = {one for one in repairs if one not in _ROUNDING} | {name}
+    kept = {one for one in repairs if one not in REPAIRING} | {name}
     return tuple(one for one in ORDER if one in kept)
 
 
@@ -52,7 +52,7 @@ def repair(model: QuantizedModel, repairs: Sequence[str], store: RepairedWeights
     seconds = {}
     for name in repairs:
         start = time.perf_counter()
-        if name in _ROUNDING:
+        if name in REPAIRING:
             _round(model, name, store)
         elif name == "bias_correction":
             correct_bias(model)
@@ -83,7 +83,10 @@ def _weight(
     known, weight = store.get(key)
     if not known:
         data = LayerData.of(model, name, precision)
-        iterations = model.quantization.repair_iterations
-        weight = _ROUNDING[method](model, name, precision, data, grid, iterations=iterations, seed=store.seed)
+        if method == "gptq":
+            weight = gptq(model, name, data, grid)
+        else:
+            iterations = model.quantization.repair_iterations
+            weight = adaround(model, name, data, grid, iterations=iterations, seed=store.seed)
         store.put(key, None if weight is None else weight.cpu())
     return None if weight is None else weight.to(model.device)

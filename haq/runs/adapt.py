@@ -19,7 +19,6 @@ from haq.adaptive.cascade import Cascade
 from haq.adaptive.controller import Controller, run_adaptive, save_controller
 from haq.adaptive.family import Family, Member, load, read_document
 from haq.adaptive.gate import Gate
-from haq.experiment.config import ExperimentConfig, named_code
 from haq.experiment.experiment import Experiment
 from haq.quant.nested import map_tensors, tensors_in
 from haq.values.errors import InputError
@@ -51,16 +50,7 @@ def stored_experiment(folder: Path) -> Experiment:
     Raises:
         InputError: none, damaged, or one that names code.
     """
-    document = read_document(folder)
-    try:
-        config = ExperimentConfig.model_validate(document["experiment"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{folder}: its experiment cannot be read; add --experiment") from error
-    if (named := named_code(config)) is not None:
-        raise InputError(
-            f"{folder}: its experiment runs code, {named[0]} = {named[1]!r}; if it is yours, add --experiment"
-        )
-    return Experiment(config)
+    return Experiment.recorded(read_document(folder).get("experiment"), source=folder)
 
 
 def adapt(
@@ -136,10 +126,10 @@ def adapt(
 
 
 def _prices(members: Sequence[Member], by: str | None) -> tuple[str, list[float]]:
-    known = [metric for metric in members[0].costs if all(metric in one.costs for one in members)]
-    metric = by or ("bops" if "bops" in known else known[0])
+    known = [metric for metric in _sums(members) if all(metric in one.costs for one in members)]
+    metric = by or ("bops" if "bops" in known or not known else known[0])
     if metric not in known:
-        raise InputError(f"--by {metric}: this family has {', '.join(known)}")
+        raise InputError(f"--by {metric}: no cost that adds up over what runs; this family has {', '.join(known)}")
     return metric, [one.costs[metric] for one in members]
 
 

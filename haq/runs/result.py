@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from haq import __version__
-from haq.evaluate import SplitEvaluator
 from haq.evaluate.base import UNITS
 from haq.experiment.experiment import Experiment
 from haq.hardware import profile_warnings
@@ -18,7 +17,7 @@ from haq.problem.problem import Problem
 from haq.results.headline import headline
 from haq.results.verdict import verdict
 from haq.runs.doubts import float_doubts, split_doubts
-from haq.runs.references import eight_bit
+from haq.runs.references import TestedOnce, eight_bit
 from haq.search.answer import choose
 from haq.solve.settings import SolverSettings
 from haq.solve.solve import Solution, solve
@@ -91,7 +90,7 @@ def result_document(
     if answer is None:
         failed = next((trial.measurement.error for trial in reversed(trials) if trial.measurement.error), "none ran")
         raise InputError(f"no policy within budget could be measured: {failed}")
-    floating, test = experiment.evaluator("search").float_measurement(), experiment.evaluator("test")
+    floating, test = experiment.evaluator("search").float_measurement(), TestedOnce(experiment.evaluator("test"))
     drop = floating.score - answer.measurement.score
     if floor is not None and answer.measurement.score < floor:
         raise InfeasibleError(
@@ -139,17 +138,17 @@ def result_document(
     }
     result["float"] = {
         "search_score": floating.score,
-        "test_score": test.float_measurement().score,
+        "test_score": test.evaluator.float_measurement().score,
         "costs": float_totals(experiment.network, experiment.cost_model),
     }
-    result["eight_bit"] = eight_bit(experiment, trials)
+    result["eight_bit"] = eight_bit(experiment, trials, test)
     result["accuracy_drop"] = {"search": drop, "test": _test_drop(result)}
     result["verdict"] = verdict(result)
     result["headline"] = headline(result)
     return result
 
 
-def _entry(trial: Trial, test: SplitEvaluator | None) -> dict[str, Any]:
+def _entry(trial: Trial, test: TestedOnce | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": f"{trial.source} #{trial.number}",
         "source": trial.source,

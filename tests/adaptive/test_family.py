@@ -210,6 +210,8 @@ def test_the_command_packs_a_run_and_adapts_it(run, tmp_path):
     assert set(rows) == {"member-0", "member-1", "member-2", "cascade", "oracle", "random"}
     assert rows["cascade"]["costs"]["latency_ms"] <= 0.7 * rows["member-2"]["costs"]["latency_ms"]
     assert rows["oracle"]["accuracy"] >= max(row["accuracy"] for row in rows.values()) - 1e-9
+    sizes = CliRunner().invoke(app, ["adapt", str(family), "--by", "size_bytes"])
+    assert "no cost that adds up over what runs" in str(sizes.exception)
     refused = CliRunner().invoke(app, ["adapt", str(family), "--accuracy", "100"])
     assert isinstance(refused.exception, InputError)
     assert "the best that can is" in str(refused.exception)

@@ -14,7 +14,7 @@ from integer_models import MODELS, lowered
 from haq.deployed.state import capture
 from haq.engine import IntegerRunner, LoweringOptions, lower
 from haq.engine.popcount import PackedLayer, PopcountRunner, Scheme, compiler, paths
-from haq.engine.popcount.library import load
+from haq.engine.popcount.compiled import load
 from haq.quant import QuantizedModel
 from haq.values.errors import InputError
 from haq.values.formats import Precision

@@ -7,8 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from haq import Experiment
+from haq import Experiment, run_experiment
 from haq.commands.cli import app
+from haq.evaluate import PTQEvaluator
 from haq.hardware.costs import cost_report, float_totals
 from haq.results.headline import headline
 from haq.values.formats import Precision
@@ -89,3 +90,23 @@ def test_the_terminal_keeps_to_80_columns_and_ends_with_the_next_commands(run):
     assert max(map(len, table)) <= 80
     assert shown[-2].strip().startswith("haq export ")
     assert shown[-1].strip().startswith("haq compare ")
+
+
+def test_the_test_split_is_scored_once_for_each_policy(monkeypatch, tmp_path):
+    """Answer, greedy, best uniform and 8 bit are often one policy."""
+    scored = []
+    plain = PTQEvaluator.__call__
+
+    def counting(self, policy):
+        if self.samples == test_samples:
+            scored.append(policy.key)
+        return plain(self, policy)
+
+    experiment = Experiment.load(
+        "experiments/quickstart.toml", overrides=["search.max_trials=1", "cache.enabled=false"]
+    )
+    test_samples = experiment.evaluator("test").samples
+    assert test_samples != experiment.evaluator("search").samples
+    monkeypatch.setattr(PTQEvaluator, "__call__", counting)
+    run_experiment(experiment, out=tmp_path / "run")
+    assert len(scored) == len(set(scored)) >= 3

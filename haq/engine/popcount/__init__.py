@@ -5,7 +5,7 @@ In: codes as int8 arrays. Out: int32 sums, those of the specification bit for bi
 
 from __future__ import annotations
 
-from haq.engine.popcount.library import compiler, paths
+from haq.engine.popcount.compiled import compiler, paths
 from haq.engine.popcount.runner import PopcountRunner
 from haq.engine.popcount.sums import PackedLayer, Scheme
 

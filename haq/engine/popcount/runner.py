@@ -11,7 +11,7 @@ from torch import Tensor
 
 from haq.engine.graph import IntegerModel, Node, TensorFormat
 from haq.engine.kernels import centred_weight, requantize
-from haq.engine.popcount.library import compiler
+from haq.engine.popcount.compiled import compiler
 from haq.engine.popcount.sums import PackedLayer, Scheme
 from haq.engine.run import IntegerRunner
 

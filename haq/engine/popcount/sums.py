@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.engine.popcount.library import load, paths
+from haq.engine.popcount.compiled import load, paths
 from haq.values.errors import InputError
 
 _FORMS = {"binary": 0, "ternary": 1, "serial": 2}

@@ -24,12 +24,17 @@ _SUFFIX = re.compile(r"(\.output\.\d+)?(#\d+)?(_token_\d+|_nchwc|_nhwc)?$")
 
 
 def session(
-    model: bytes, *, optimize: bool = True, threads: int = 1, save: Path | None = None, profile: Path | None = None
+    model: bytes | str,
+    *,
+    optimize: bool = True,
+    threads: int = 1,
+    save: Path | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU that computes what the model says.
 
     Args:
-        model: serialized.
+        model: serialized, or the path of a file, beside which its external data lie.
         optimize: all graph optimizations, or none.
         threads: for one operator.
         save: write the optimized graph there.
